@@ -1,0 +1,56 @@
+"""Models of the transformers library by local folder or hub name, with one clear error when neither is there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segment_anything._optional import require
+
+
+def transformers() -> Any:
+    """The transformers module.
+
+    Raises:
+        ImportError: if it is not installed, naming the extra `text`.
+    """
+    return require("transformers", extra="text")
+
+
+def load_pretrained(loader: Callable[..., Any], name_or_folder: str | Path, **options: Any) -> Any:
+    """`loader(name_or_folder)` for a `from_pretrained`, with errors that say what to do.
+
+    Args:
+        loader: a `from_pretrained` of transformers.
+        name_or_folder: a folder holding a saved model, or a hub name such as "owner/model".
+        options: passed on.
+
+    Raises:
+        ValueError: if it is neither a folder with a model nor a hub name that can be reached, or holds another model.
+    """
+    folder = Path(name_or_folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"The folder {folder} holds no model: it has no config.json. Save one with save_pretrained.")
+    try:
+        return loader(str(name_or_folder), **options)
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise ValueError(f"The model in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(
+            f"{str(name_or_folder)!r} is no local folder, and the Hugging Face hub did not give it "
+            f"({_first_line(error)}). On a machine with a network run `hf download {name_or_folder} --local-dir FOLDER`, "
+            f"copy the folder here, and give its path instead of the name."
+        ) from error
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """`device`, with "auto" meaning a GPU where there is one."""
+    if str(device) != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
