@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from segment_anything.detectors import Detection, Detector, check_classes, load_detector, select_detections
 from segment_anything.detectors.letterbox import FILL, fit_image, place
 from segment_anything.detectors.names import known_names, names_for, read_names

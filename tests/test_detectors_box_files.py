@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from segment_anything.detectors import BoxFile, Detection, load_detector
 
 IMAGE = np.zeros((50, 100, 3), np.uint8)

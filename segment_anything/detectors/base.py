@@ -1,6 +1,6 @@
 """What a detector is, and what may be done with its boxes before any mask is drawn: filter, rename, limit.
 
-A detector is anything with `detect(image)`. It knows nothing of Segment Anything; `grounding` turns its boxes into masks.
+A detector is anything with `detect(image)`. It knows nothing of Segment Anything; `grounding` turns boxes into masks.
 """
 
 import difflib
@@ -36,7 +36,7 @@ class Detection:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Anything that finds named boxes in an image. A `class_names` attribute, where there is one, is checked against."""
+    """Anything that finds named boxes in an image. If it has `class_names`, wanted classes are checked against them."""
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Detections in `image`, (H, W, 3) uint8 RGB, best first. None found is an empty list."""

@@ -1,7 +1,7 @@
 """Boxes that somebody or something drew before: a COCO JSON, YOLO text files or a CSV used as a detector.
 
-A file holds the boxes of many images, and `detect(image)` sees pixels only: `BoxFile.for_image(name)` gives the detector
-of one image.
+A file holds the boxes of many images, and `detect(image)` sees pixels only: `BoxFile.for_image(name)` gives the
+detector of one image.
 """
 
 import csv
@@ -42,8 +42,8 @@ class ImageBoxes:
         height, width = check_image_array(image).shape[:2]
         if self.size_hw is not None and self.size_hw != (height, width):
             raise ValueError(
-                f"image is {width} x {height} pixels, and the box file says {self.size_hw[1]} x {self.size_hw[0]}. Give "
-                f"the image the boxes were drawn on (turned as its EXIF says, not resized)."
+                f"image is {width} x {height} pixels, and the box file says {self.size_hw[1]} x {self.size_hw[0]}. "
+                f"Give the image the boxes were drawn on (turned as its EXIF says, not resized)."
             )
         boxes = sorted(self.detections, key=lambda d: -d.score)
         if not self.normalised:
@@ -64,7 +64,7 @@ class BoxFile:
         """Read the file.
 
         Args:
-            path: `.json` (COCO data set or COCO results), `.csv` with a header line, a YOLO `.txt`, or a folder of them.
+            path: `.json` (COCO data set or COCO results), `.csv` with a header line, a YOLO `.txt` or a folder of them.
             class_names: names by class id, where the file holds numbers only; for YOLO a `classes.txt` beside the
                 files is used if there is one.
 
@@ -135,7 +135,8 @@ def _read(path: Path, names: tuple[str, ...] | None) -> tuple[dict[str, ImageBox
         if isinstance(content, list):
             return _read_coco_results(path, content, names), False
     raise ValueError(
-        f"{path} is not a box file this reads: a COCO .json, a .csv with a header, a YOLO .txt, or a folder of YOLO .txt."
+        f"{path} is not a box file this reads: a COCO .json, a .csv with a header, a YOLO .txt, or a folder "
+        f"of YOLO .txt."
     )
 
 

@@ -1,7 +1,7 @@
 """Outputs of a detector to candidate boxes in the network's pixels, one function a family, and non-maximum suppression.
 
 The decoding rules are those published with the models: YOLOX (https://arxiv.org/abs/2107.08430, section 2.1: centre =
-(cell + offset) * stride, size = exp(output) * stride, score = objectness * class); YOLOv5 and later export decoded boxes.
+(cell + offset) * stride, size = exp(output) * stride, score = objectness * class); later YOLOs decode in the graph.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def suppress(
     same_object_iou: float | None,
     max_count: int,
 ) -> Candidates:
-    """Drop low scores, then overlapping boxes of one class, then second names of one object; the best stay, best first."""
+    """Drop low scores, overlapping boxes of one class and second names of one object; what stays comes best first."""
     candidates = candidates[np.flatnonzero(candidates.scores >= min_score)]
     if layout.family in ("yolox", "yolov5", "yolov8"):
         candidates = candidates[nms(candidates.boxes_xyxy, candidates.scores, nms_iou, classes=candidates.class_ids)]

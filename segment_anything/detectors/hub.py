@@ -39,8 +39,8 @@ def load_pretrained(loader: Callable[..., Any], name_or_folder: str | Path, **op
             raise ValueError(f"The model in {folder} cannot be loaded: {_first_line(error)}") from error
         raise ValueError(
             f"{str(name_or_folder)!r} is no local folder, and the Hugging Face hub did not give it "
-            f"({_first_line(error)}). On a machine with a network run `hf download {name_or_folder} --local-dir FOLDER`, "
-            f"copy the folder here, and give its path instead of the name."
+            f"({_first_line(error)}). On a machine with a network run "
+            f"`hf download {name_or_folder} --local-dir FOLDER`, copy the folder here, and give its path instead."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Detectors of the transformers library: fixed classes (RT-DETR, D-FINE, DETR) and open vocabulary (Grounding DINO, OWLv2)."""
+"""Detectors of transformers: fixed classes (RT-DETR, D-FINE) and open vocabulary (Grounding DINO, OWLv2)."""
 
 import re
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Which family of detectors an ONNX file belongs to, read from the shapes of its own outputs.
 
-Shapes are facts of the exports and need no library of theirs. Letters: N boxes, A = grid cells of all strides, K classes,
+Shapes are facts of the exports and need no library of theirs. Letters: N boxes, A grid cells of all strides, K classes,
 P mask prototypes (0 without masks), Q queries. Supported:
 
 | family        | outputs                                                   |
@@ -145,8 +145,9 @@ def _not_understood(outputs: Mapping[str, Shape], size_hw: tuple[int, int], fami
     asked = f" as {family}" if family else ""
     return (
         f"The outputs of this ONNX file are not understood{asked}. Found, for an input of {size_hw[0]} x {size_hw[1]}: "
-        f"{found}. Supported (K classes, P mask prototypes): YOLOX (1, {cells}, 5+K); YOLOv5 and v7 (1, {3 * cells}, 5+K+P); "
-        f"YOLOv8, v9, v11 (1, 4+K+P, {cells}) or its transpose; with P also (1, P, h, w); NMS inside (1, N, 6+P) or (N, 7); "
-        f"(num, boxes, scores, classes); logits (1, Q, K) with pred_boxes (1, Q, 4); labels, boxes, scores. Export the "
-        f"detector with batch 1, or wrap it in a class with detect(image)."
+        f"{found}. Supported, with K classes and P mask prototypes: YOLOX (1, {cells}, 5+K); "
+        f"YOLOv5 and v7 (1, {3 * cells}, 5+K+P); YOLOv8, v9, v11 (1, 4+K+P, {cells}) or its transpose; "
+        f"with P also (1, P, h, w); NMS inside (1, N, 6+P) or (N, 7) or num, boxes, scores, classes; "
+        f"logits (1, Q, K) with pred_boxes (1, Q, 4); labels, boxes, scores. "
+        f"Export the detector with batch 1, or wrap it in a class with detect(image)."
     )

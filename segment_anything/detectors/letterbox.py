@@ -1,7 +1,7 @@
 """Fit an image into a detector's input, and bring boxes and masks back.
 
-Three ways are in use: scaled and padded on both sides ("centred": YOLOv5 and later), scaled and padded at the bottom and
-the right ("corner": YOLOX), stretched without padding ("stretch": RT-DETR).
+Three ways are in use: scaled and padded on both sides ("centred": YOLOv5 and later), scaled and padded at the bottom
+and the right ("corner": YOLOX), stretched without padding ("stretch": RT-DETR).
 """
 
 from dataclasses import dataclass

@@ -30,7 +30,7 @@ class OnnxDetectorOptions:
     nms_iou: float = 0.45
     """Overlap above which the lower-scored of two boxes of one class goes (families without NMS inside)."""
     same_object_iou: float | None = 0.85
-    """Overlap above which two boxes of different classes are one object, which keeps its better name; None keeps both."""
+    """Overlap above which boxes of two classes are one object, which keeps its better name; None keeps both."""
     max_count: int = 300
     """Most detections an image."""
     input_size_hw: tuple[int, int] = (640, 640)

@@ -31,7 +31,7 @@ def read_names(source: str | Path | Sequence[str] | Mapping[int, str]) -> tuple[
     """Class names in the order of their ids.
 
     Args:
-        source: the names; a mapping id -> name; a text file with one name a line; or a JSON file with a list or mapping.
+        source: the names; a mapping id -> name; a text file, one name a line; or a JSON file with a list or mapping.
 
     Raises:
         ValueError: if the file is missing or holds something else, or the ids of a mapping are not 0, 1, 2, ...
