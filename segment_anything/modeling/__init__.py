@@ -1,0 +1,7 @@
+"""The networks: image encoders, prompt encoder, mask decoder, and `Sam`, which joins them."""
+
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+from segment_anything.modeling.mask_decoder import MaskDecoder
+from segment_anything.modeling.nano import DrawnPromptEncoder, NanoEncoder
+from segment_anything.modeling.prompt_encoder import PromptEncoder
+from segment_anything.modeling.transformer import TwoWayTransformer
