@@ -22,6 +22,7 @@ from segment_anything.masks import (
     mask_nms,
     mask_to_box,
     mask_to_polygons,
+    mask_to_ring,
     nms,
     polygons_to_mask,
     rle_area,
@@ -329,6 +330,12 @@ def test_pixels_that_touch_at_a_corner_share_an_outline() -> None:
 def test_holes_can_be_dropped() -> None:
     (ring,) = mask_to_polygons(picture("###", "#.#", "###"), holes="drop")
     assert polygons_to_mask([ring], 3, 3).all()
+
+
+def test_a_whole_mask_becomes_one_ring_with_its_parts_and_holes() -> None:
+    for mask in random_masks(60):
+        ring = mask_to_ring(mask)
+        assert np.array_equal(polygons_to_mask([ring], *mask.shape) if len(ring) else np.zeros_like(mask), mask)
 
 
 def test_tolerance_bounds_the_distance_and_saves_points() -> None:

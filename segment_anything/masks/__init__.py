@@ -7,7 +7,7 @@ from segment_anything.masks.components import (
     fill_small_holes,
     largest_component,
 )
-from segment_anything.masks.outlines import mask_to_polygons, simplify
+from segment_anything.masks.outlines import mask_to_polygons, mask_to_ring, simplify
 from segment_anything.masks.overlap import Overlap, box_iou, mask_areas, mask_iou, mask_nms, mask_to_box, nms
 from segment_anything.masks.polygons import as_ring, polygons_to_mask
 from segment_anything.masks.rle import (
@@ -42,6 +42,7 @@ __all__ = [
     "mask_nms",
     "mask_to_box",
     "mask_to_polygons",
+    "mask_to_ring",
     "nms",
     "polygons_to_mask",
     "rle_area",

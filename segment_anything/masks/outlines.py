@@ -56,6 +56,15 @@ def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0, *, holes: Holes = 
     return [_bridge(outline, rings) if holes == "bridge" else outline for outline, rings in pairs]
 
 
+def mask_to_ring(mask: ArrayLike, tolerance: float = 0.0) -> FloatArray:
+    """A whole mask as one ring, its holes and its separate regions joined by cuts of no width (for YOLO).
+
+    Args and errors as `mask_to_polygons`. Returns (V, 2) float64, V = 0 for an empty mask.
+    """
+    polygons = mask_to_polygons(mask, tolerance)
+    return _bridge(polygons[0], polygons[1:]) if polygons else np.zeros((0, 2))
+
+
 def simplify(ring: FloatArray, tolerance: float) -> FloatArray:
     """Thin a closed ring so that no dropped point lies farther than `tolerance` from the line that replaces it.
 
@@ -89,14 +98,22 @@ def _distance(points: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
     return np.asarray(np.hypot(*(points - a - t * along).T))
 
 
-def _bridge(outline: FloatArray, holes: list[FloatArray]) -> FloatArray:
-    """One ring that runs along the outline, over to each hole, around it and back: the cut is walked both ways."""
-    for hole in sorted(holes, key=lambda ring: float(ring[:, 0].min())):
-        squared = np.square(outline[:, None, :] - hole[None, :, :]).sum(axis=2)
-        i, j = (int(k) for k in np.unravel_index(squared.argmin(), squared.shape))
-        around = np.concatenate([hole[j:], hole[: j + 1]])
-        outline = np.concatenate([outline[: i + 1], around, outline[i:]])
+def _bridge(outline: FloatArray, others: list[FloatArray]) -> FloatArray:
+    """One ring along the outline, over to each other ring, around it and back: every cut is walked both ways."""
+    for ring in sorted(others, key=lambda ring: float(ring[:, 0].min())):
+        i, j = _near_pair(outline, ring)
+        outline = np.concatenate([outline[: i + 1], ring[j:], ring[: j + 1], outline[i:]])
     return outline
+
+
+def _near_pair(a: FloatArray, b: FloatArray) -> tuple[int, int]:
+    """Vertices of two rings, each the other's nearest: found by going to and fro, without all pairs of distances."""
+    i, j = -1, 0
+    while True:
+        nearest = int(np.square(a - b[j]).sum(axis=1).argmin())
+        if nearest == i:
+            return i, j
+        i, j = nearest, int(np.square(b - a[nearest]).sum(axis=1).argmin())
 
 
 def _trace(mask: BoolArray) -> list[IntArray]:
