@@ -1,7 +1,7 @@
 """BSDS500 boundary scores: ODS, OIS, AP and R50 from counts of matched boundary pixels at many thresholds.
 
-The benchmark is described in Arbelaez et al., TPAMI 2011, section 3.1, and Martin et al., TPAMI 2004. Recall sums over the
-human segmentations one by one; a detected pixel is correct if it has a partner in any of them.
+The benchmark is described in Arbelaez et al., TPAMI 2011, section 3.1, and Martin et al., TPAMI 2004. Recall sums over
+the human segmentations one by one; a detected pixel is correct if it has a partner in any of them.
 """
 
 from collections.abc import Callable, Sequence

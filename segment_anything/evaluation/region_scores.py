@@ -31,7 +31,7 @@ class RegionCounts:
     @property
     def covering(self) -> Floats:
         """(T,): best overlap of the human regions, weighted by their area."""
-        return self.overlap @ self.area_px / self.area_px.sum()
+        return np.asarray(self.overlap @ self.area_px / self.area_px.sum())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""A soft edge map from the masks of a grid of points (Segment Anything, appendix D.2 "Zero-Shot Edge Detection").
+
+Three masks for each point of a 16 x 16 grid, box NMS by predicted IoU, no filter by quality and no crops (settings as
+the authors gave them, https://github.com/facebookresearch/segment-anything/issues/226); of each mask the Sobel magnitude
+of its probabilities, kept only on the outer boundary of the thresholded mask; the maximum over all masks, scaled to 0..1,
+thinned by edge NMS.
+
+Letters: N masks, H and W original pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from segment_anything._optional import require
+from segment_anything.masks import nms
+from segment_anything.modeling import Sam
+from segment_anything.prompts import Prompts
+from segment_anything.simulate import mask_boxes
+
+Floats = NDArray[np.float64]
+
+_SMOOTH_PX = 2.0
+"""Scale at which the direction of an edge is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeMapOptions:
+    """How edges are drawn; the defaults are the paper's."""
+
+    points_per_side: int = 16
+    """Prompts along each side of the image."""
+    nms_threshold: float = 0.7
+    """Box overlap above which the mask with the lower predicted IoU goes."""
+    points_per_batch: int = 32
+    """Prompts decoded together."""
+
+    def __post_init__(self) -> None:
+        if self.points_per_side < 1 or self.points_per_batch < 1:
+            raise ValueError(
+                f"points_per_side and points_per_batch must be at least 1, "
+                f"got {self.points_per_side} and {self.points_per_batch}"
+            )
+        if not 0 <= self.nms_threshold <= 1:
+            raise ValueError(f"nms_threshold must lie in [0, 1], got {self.nms_threshold}")
+
+
+def edge_map(sam: Sam, image: NDArray[np.uint8], options: EdgeMapOptions | None = None) -> Floats:
+    """Edges of an image, thin and soft.
+
+    Args:
+        sam: the model.
+        image: (H, W, 3) uint8 RGB.
+        options: how.
+
+    Returns:
+        (H, W) float64 in [0, 1].
+    """
+    chosen = options or EdgeMapOptions()
+    with torch.inference_mode():
+        embedding = sam.encode(image)
+        batches = []
+        for points in _grid(image.shape[:2], chosen.points_per_side).split(chosen.points_per_batch):  # type: ignore[no-untyped-call]
+            decoded = sam.decode(embedding, Prompts.from_points(points), multimask_output=True)
+            masks = decoded.masks(sam.mask_threshold).flatten(0, 1)
+            batches.append((decoded.low_res_logits.flatten(0, 1), decoded.iou_predictions.flatten(), mask_boxes(masks)))
+        low_res, quality, boxes = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        kept = torch.from_numpy(nms(boxes, quality, chosen.nms_threshold)).to(low_res.device)
+        edges = torch.zeros(image.shape[:2], device=low_res.device)
+        for part in low_res[kept].split(chosen.points_per_batch):  # type: ignore[no-untyped-call]
+            logits = sam.postprocess_masks(part[:, None], embedding.geometry.input_size_hw, image.shape[:2])[:, 0]
+            edges = torch.maximum(edges, mask_edges(logits.float(), sam.mask_threshold).amax(dim=0))
+    return edge_nms(normalise(edges.cpu().double().numpy()))
+
+
+def _grid(size_hw: tuple[int, ...], per_side: int) -> torch.Tensor:
+    """(per_side ** 2, 2) x, y of the centres of equal tiles."""
+    centres = (torch.arange(per_side) + 0.5) / per_side
+    y, x = torch.meshgrid(centres * size_hw[0], centres * size_hw[1], indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def mask_edges(logits: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
+    """Sobel magnitude of the probabilities of (N, H, W) masks, 0 except on the outer boundary of each mask.
+
+    The outer boundary is the background within one pixel of the mask; the image's edge is no boundary.
+    """
+    kernel = logits.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    padded = functional.pad(logits.sigmoid()[:, None], (1, 1, 1, 1), mode="replicate")
+    slope = functional.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])
+    masks = (logits > threshold).to(logits.dtype)[:, None]
+    outside = functional.max_pool2d(masks, 3, stride=1, padding=1) - masks
+    magnitude: torch.Tensor = slope.square().sum(dim=1).sqrt()
+    return magnitude * outside[:, 0]
+
+
+def normalise(edges: Floats) -> Floats:
+    """Scale linearly so that the lowest value is 0 and the highest 1; a constant map becomes 0."""
+    low, high = float(edges.min()), float(edges.max())
+    return (edges - low) / (high - low) if high > low else np.zeros_like(edges)
+
+
+def edge_nms(edges: Floats) -> Floats:
+    """Keep the crest of every ridge of an edge map (H, W), as Canny does for the gradient of an image.
+
+    A pixel stays if it is not exceeded by its two neighbours across the edge, read in between pixels. Across is the
+    direction in which the smoothed map curves down most.
+    """
+    ndimage = require("scipy.ndimage", extra="eval")
+    across_y, across_x = _across(edges)
+    rows, columns = np.indices(edges.shape)
+    ahead, behind = (
+        ndimage.map_coordinates(edges, [rows + s * across_y, columns + s * across_x], order=1, mode="nearest")
+        for s in (1.0, -1.0)
+    )
+    return np.where(edges >= np.maximum(ahead, behind), edges, 0.0)
+
+
+def _across(edges: Floats) -> tuple[Floats, Floats]:
+    """Unit vector across the edge at each pixel: the eigenvector of the Hessian with the lowest eigenvalue."""
+    ndimage = require("scipy.ndimage", extra="eval")
+    yy, xx, xy = (ndimage.gaussian_filter(edges, _SMOOTH_PX, order=order) for order in ((2, 0), (0, 2), (1, 1)))
+    # An angle a makes cos(2a) (xx - yy) / 2 + sin(2a) xy + (xx + yy) / 2 the curvature along (cos a, sin a).
+    angle = 0.5 * np.arctan2(-xy, -(xx - yy) / 2)
+    return np.sin(angle), np.cos(angle)

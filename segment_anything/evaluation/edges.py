@@ -1,0 +1,127 @@
+"""Edges on BSDS500: soft edge maps -> ODS, OIS, AP, R50 (Segment Anything, section 7.2 and appendix D.2).
+
+The maps come from the model (`edge_maps.py`) or, of any other edge detector, from a folder of grey PNGs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from segment_anything.datasets import SampleError
+from segment_anything.evaluation.boundaries import TOLERANCE
+from segment_anything.evaluation.bsds import BsdsImage
+from segment_anything.evaluation.edge_maps import EdgeMapOptions, edge_map
+from segment_anything.evaluation.edge_scores import (
+    THRESHOLDS,
+    EdgeCounts,
+    count_soft_edges,
+    default_thresholds,
+    score_edges,
+)
+from segment_anything.evaluation.runs import Row, Value
+from segment_anything.modeling import Sam
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeOptions:
+    """How edges are scored; the defaults are the benchmark's."""
+
+    thresholds: int = THRESHOLDS
+    """Thresholds between 0 and 1. Fewer are faster; figures are interpolated in between."""
+    tolerance: float = TOLERANCE
+    """Farthest match, as a fraction of the image diagonal."""
+
+    def __post_init__(self) -> None:
+        if self.thresholds < 1:
+            raise ValueError(f"thresholds must be at least 1, got {self.thresholds}")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be a fraction of the diagonal in (0, 1), got {self.tolerance}")
+
+
+class Edges:
+    """The protocol (see `runs.EvaluationProtocol`)."""
+
+    name = "edges"
+
+    def __init__(
+        self,
+        source: Callable[[BsdsImage, NDArray[np.uint8]], Floats],
+        origin: Mapping[str, Any],
+        options: EdgeOptions | None = None,
+    ) -> None:
+        """Score the edge maps that `source` gives; `origin` says where they come from, for the report."""
+        self.source = source
+        self.origin = origin
+        self.options = options or EdgeOptions()
+
+    @classmethod
+    def of_model(cls, sam: Sam, options: EdgeOptions | None = None, maps: EdgeMapOptions | None = None) -> "Edges":
+        """Score the edges that a model finds."""
+        chosen = maps or EdgeMapOptions()
+        origin = {"weights": sam.fingerprint(), **asdict(chosen)}
+        return cls(lambda _, image: edge_map(sam, image, chosen), origin, options)
+
+    @classmethod
+    def of_folder(cls, folder: str | Path, options: EdgeOptions | None = None) -> "Edges":
+        """Score edge maps made before: `<number>.png`, grey, bright edges.
+
+        Raises:
+            ValueError: if there is no such folder.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise ValueError(f"{root}: no folder with edge maps there")
+        return cls(
+            lambda item, image: read_edge_map(root / f"{item.name}.png", image.shape[:2]), {"maps": str(root)}, options
+        )
+
+    def settings(self) -> Mapping[str, Any]:
+        """Options and where the maps come from."""
+        return {**asdict(self.options), **self.origin}
+
+    def measure(self, item: BsdsImage) -> Row:
+        """Counts of matched pixels at every threshold."""
+        image, truth = item.read()
+        edges = self.source(item, image)
+        levels = default_thresholds(self.options.thresholds)
+        counts = count_soft_edges(edges, truth.boundaries, levels, self.options.tolerance)
+        return {name: values.tolist() for name, values in asdict(counts).items()}
+
+    def values(self, rows: Sequence[Row]) -> Iterator[Value]:
+        """The benchmark's figures."""
+        yield "images", len(rows)
+        if rows:
+            scores = score_edges(counts_of(rows), default_thresholds(self.options.thresholds))
+            yield from asdict(scores).items()
+
+
+def counts_of(rows: Sequence[Row]) -> list[EdgeCounts]:
+    """The counts of each row."""
+    names = ("recall_hits", "recall_total", "precision_hits", "precision_total")
+    return [EdgeCounts(*(np.asarray(row[name], np.int64) for name in names)) for row in rows]
+
+
+def read_edge_map(path: Path, size_hw: tuple[int, ...]) -> Floats:
+    """A grey PNG as (H, W) float64 in [0, 1].
+
+    Raises:
+        SampleError: if it is missing, no image, or of another size.
+    """
+    try:
+        with PillowImage.open(path) as image:
+            edges = np.asarray(image.convert("L"), np.float64) / 255
+    except (OSError, SyntaxError) as error:
+        raise SampleError(f"{path}: no edge map can be read ({error})") from error
+    if edges.shape != tuple(size_hw):
+        raise SampleError(
+            f"{path}: the edge map is {edges.shape[1]} x {edges.shape[0]} pixels, "
+            f"the photograph {size_hw[1]} x {size_hw[0]}"
+        )
+    return edges
