@@ -23,7 +23,7 @@ class MaskRecord(TypedDict):
     area: int
     """Pixels of the mask."""
     bbox: list[int]
-    """x, y, width, height from the first to the last pixel itself, as in the original package: one less than in COCO."""
+    """x, y, width, height from the first to the last pixel itself, as the original package: one less than COCO."""
     predicted_iou: NotRequired[float]
     """The model's own estimate of the mask's IoU with the object."""
     stability_score: NotRequired[float]
