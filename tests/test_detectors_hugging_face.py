@@ -6,7 +6,7 @@ import tiny_transformers
 
 from segment_anything.detectors import HuggingFaceDetector, OpenVocabularyDetector, load_detector
 from segment_anything.detectors.hugging_face import nearest_phrase
-from segment_anything.masks.overlap import box_iou
+from segment_anything.masks import box_iou
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 

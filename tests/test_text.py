@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from colour_encoder import ColourEncoder, coloured_squares
 
-from segment_anything.masks.rle import encode_rle
+from segment_anything.masks import encode_rle
 from segment_anything.text import (
     Calibration,
     RelationWarning,

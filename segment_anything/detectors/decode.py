@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segment_anything.detectors.layouts import Layout
-from segment_anything.masks.overlap import nms
+from segment_anything.masks import nms
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from segment_anything.detectors.base import Detection
 from segment_anything.detectors.hub import load_pretrained, pick_device, transformers
 from segment_anything.images import check_image_array
-from segment_anything.masks.overlap import nms
+from segment_anything.masks import nms
 
 
 class HuggingFaceDetector:

@@ -96,17 +96,20 @@ def _several_outputs(names: list[str], shapes: list[Shape]) -> Layout | None:
     return None
 
 
-def _prototypes(shapes: list[Shape]) -> tuple[int | None, int]:
-    """Position and number of mask prototypes, (None, 0) without."""
+def _prototypes(shapes: list[Shape], size_hw: tuple[int, int]) -> tuple[int | None, int]:
+    """Position and number of mask prototypes, (None, 0) without.
+
+    Some exports also give feature maps of rank 4; prototypes are those at a quarter of the input's size.
+    """
     for index, shape in enumerate(shapes):
-        if len(shape) == 4 and shape[0] == 1:
+        if len(shape) == 4 and shape[0] == 1 and shape[2:] == (size_hw[0] // 4, size_hw[1] // 4):
             return index, shape[1]
     return None, 0
 
 
 def _anchors_and_grids(shapes: list[Shape], size_hw: tuple[int, int], class_count: int | None) -> Layout | None:
     """YOLO layouts: one axis of the boxes is the number of grid cells, or three times that."""
-    position, count = _prototypes(shapes)
+    position, count = _prototypes(shapes, size_hw)
     boxes = next((index for index, shape in enumerate(shapes) if len(shape) == 3 and shape[0] == 1), None)
     if boxes is None:
         return None
@@ -130,7 +133,7 @@ def _anchors_and_grids(shapes: list[Shape], size_hw: tuple[int, int], class_coun
 
 def _nms_inside(shapes: list[Shape], size_hw: tuple[int, int]) -> Layout | None:
     """Layouts whose rows are final boxes."""
-    position, count = _prototypes(shapes)
+    position, count = _prototypes(shapes, size_hw)
     for index, shape in enumerate(shapes):
         if len(shape) == 3 and shape[0] == 1 and shape[2] == 6 + count:
             return Layout("end2end", "centred", "rgb01", None, index, position, count)
@@ -147,7 +150,7 @@ def _not_understood(outputs: Mapping[str, Shape], size_hw: tuple[int, int], fami
         f"The outputs of this ONNX file are not understood{asked}. Found, for an input of {size_hw[0]} x {size_hw[1]}: "
         f"{found}. Supported, with K classes and P mask prototypes: YOLOX (1, {cells}, 5+K); "
         f"YOLOv5 and v7 (1, {3 * cells}, 5+K+P); YOLOv8, v9, v11 (1, 4+K+P, {cells}) or its transpose; "
-        f"with P also (1, P, h, w); NMS inside (1, N, 6+P) or (N, 7) or num, boxes, scores, classes; "
+        f"with P also (1, P, h/4, w/4); NMS inside (1, N, 6+P) or (N, 7) or num, boxes, scores, classes; "
         f"logits (1, Q, K) with pred_boxes (1, Q, 4); labels, boxes, scores. "
         f"Export the detector with batch 1, or wrap it in a class with detect(image)."
     )

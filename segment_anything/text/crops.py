@@ -1,13 +1,10 @@
 """Cut the picture of one mask out of an image for an image encoder, square, in one of three styles."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageFilter
-
-from segment_anything.masks.rle import decode_rle
 
 CropStyle = Literal["box", "blurred", "masked"]
 CROP_STYLES: tuple[CropStyle, ...] = ("box", "blurred", "masked")
@@ -21,23 +18,6 @@ class Crop:
     """(S, S, 3) uint8 RGB."""
     mask: np.ndarray
     """(S, S) bool."""
-
-
-def record_mask(record: Mapping[str, Any]) -> np.ndarray:
-    """The (H, W) bool mask of a record, whose "segmentation" is a mask or a run-length encoding.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    segmentation = record["segmentation"]
-    if isinstance(segmentation, Mapping):
-        return decode_rle({"size": list(segmentation["size"]), "counts": segmentation["counts"]})
-    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
-        return segmentation.astype(bool)
-    raise ValueError(
-        f"segmentation of a record must be a (H, W) mask or a run-length encoding; got {type(segmentation).__name__}. "
-        f"For polygons use masks.polygons_to_mask first."
-    )
 
 
 def square_crop(

@@ -5,7 +5,7 @@ Letters: N masks, K phrases, D width of the encoder's vectors.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from segment_anything.images import check_image_array
+from segment_anything.masks import mask_to_box
+from segment_anything.records import MaskRecord, record_mask
 from segment_anything.text.calibration import Calibration
-from segment_anything.text.crops import CROP_STYLES, CropStyle, apply_style, record_mask, square_crop
+from segment_anything.text.crops import CROP_STYLES, CropStyle, apply_style, square_crop
 from segment_anything.text.encoders import TextImageEncoder
 from segment_anything.text.phrases import BACKGROUND, TEMPLATES, check_phrases, fill_templates
 
@@ -90,12 +92,12 @@ class TextScorer:
             self._texts.update(zip(missing, _unit(vectors.mean(dim=1)), strict=True))
         return torch.stack([self._texts[phrase] for phrase in phrases])
 
-    def mask_vectors(self, image: np.ndarray, records: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    def mask_vectors(self, image: np.ndarray, records: Sequence[MaskRecord]) -> torch.Tensor:
         """(N, D) unit vectors of the masks of an image, averaged over the styles.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            records: mask records with "segmentation" (mask or RLE) and "bbox" (XYWH).
+            records: mask records of that image.
         """
         check_image_array(image)
         key = _fingerprint(image, records)
@@ -106,7 +108,7 @@ class TextScorer:
             self._images.popitem(last=False)
         return self._images[key]
 
-    def _encode_masks(self, image: np.ndarray, records: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    def _encode_masks(self, image: np.ndarray, records: Sequence[MaskRecord]) -> torch.Tensor:
         """Cut and encode batch by batch: never all pictures in memory at once."""
         styles, size = self.options.styles, self.options.batch_size
         waiting: list[np.ndarray] = []
@@ -118,8 +120,8 @@ class TextScorer:
                     f"records: a mask of {mask.shape[1]} x {mask.shape[0]} pixels does not belong to an image of "
                     f"{image.shape[1]} x {image.shape[0]}."
                 )
-            x, y, width, height = record["bbox"]
-            crop = square_crop(image, mask, (x, y, x + width, y + height), expand=self.options.expand)
+            x0, y0, x1, y1 = (float(side) for side in mask_to_box(mask))
+            crop = square_crop(image, mask, (x0, y0, x1, y1), expand=self.options.expand)
             waiting.extend(apply_style(crop, style) for style in styles)
             while len(waiting) >= size:
                 vectors.append(_unit(self.encoder.encode_image(waiting[:size])))
@@ -128,16 +130,14 @@ class TextScorer:
             vectors.append(_unit(self.encoder.encode_image(waiting)))
         return _unit(torch.cat(vectors).unflatten(0, (len(records), len(styles))).mean(dim=1))
 
-    def similarities(
-        self, image: np.ndarray, records: Sequence[Mapping[str, Any]], phrases: Sequence[str]
-    ) -> np.ndarray:
+    def similarities(self, image: np.ndarray, records: Sequence[MaskRecord], phrases: Sequence[str]) -> np.ndarray:
         """(N, K) float32 cosines of masks with phrases."""
         if not records:
             return np.zeros((0, len(phrases)), dtype=np.float32)
         cosines = self.mask_vectors(image, records) @ self.text_vectors(phrases).T
         return np.asarray(cosines.numpy(), dtype=np.float32)
 
-    def margins(self, image: np.ndarray, records: Sequence[Mapping[str, Any]], phrases: Sequence[str]) -> np.ndarray:
+    def margins(self, image: np.ndarray, records: Sequence[MaskRecord], phrases: Sequence[str]) -> np.ndarray:
         """(N, K) by how much each phrase beats the background phrases (SigLIP: its own logit); 0 is the balance."""
         names = [*phrases, *self.options.background]
         logits = self.similarities(image, records, names) * self._scale()
@@ -148,11 +148,11 @@ class TextScorer:
         top = against.max(axis=1, keepdims=True, initial=-np.inf)
         return np.asarray(logits[:, : len(phrases)] - (top + np.log(np.exp(against - top).sum(axis=1, keepdims=True))))
 
-    def scores(self, image: np.ndarray, records: Sequence[Mapping[str, Any]], phrases: Sequence[str]) -> np.ndarray:
+    def scores(self, image: np.ndarray, records: Sequence[MaskRecord], phrases: Sequence[str]) -> np.ndarray:
         """(N, K) probabilities that a mask shows what a phrase says, each phrase by itself."""
         return self.calibration.probability(self.margins(image, records, phrases))
 
-    def choices(self, image: np.ndarray, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> np.ndarray:
+    def choices(self, image: np.ndarray, records: Sequence[MaskRecord], labels: Sequence[str]) -> np.ndarray:
         """(N, K) probabilities over the labels, which sum to 1 for each mask."""
         logits = self.similarities(image, records, labels) * self._scale()
         weights = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
@@ -163,14 +163,14 @@ class TextScorer:
 
 
 def rank_records(
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[MaskRecord],
     image: np.ndarray,
     phrases: str | Sequence[str],
     scorer: TextScorer,
     *,
     min_score: float | None = None,
     max_count: int | None = None,
-) -> list[dict[str, Any]]:
+) -> list[MaskRecord]:
     """The masks that show what a phrase says, best first.
 
     Args:
@@ -196,8 +196,8 @@ def rank_records(
 
 
 def label_records(
-    records: Sequence[Mapping[str, Any]], image: np.ndarray, labels: Sequence[str], scorer: TextScorer
-) -> list[dict[str, Any]]:
+    records: Sequence[MaskRecord], image: np.ndarray, labels: Sequence[str], scorer: TextScorer
+) -> list[MaskRecord]:
     """Give every mask the label it fits best.
 
     Args:
@@ -219,9 +219,7 @@ def label_records(
     return _with_categories(records, names, scorer.choices(image, records, names))
 
 
-def _with_categories(
-    records: Sequence[Mapping[str, Any]], names: Sequence[str], scores: np.ndarray
-) -> list[dict[str, Any]]:
+def _with_categories(records: Sequence[MaskRecord], names: Sequence[str], scores: np.ndarray) -> list[MaskRecord]:
     best = scores.argmax(axis=1)
     return [
         {**record, "category": names[index], "category_score": float(row[index])}
@@ -235,15 +233,14 @@ def _unit(vectors: Any) -> torch.Tensor:
     return torch.nn.functional.normalize(tensor, dim=-1)
 
 
-def _fingerprint(image: np.ndarray, records: Sequence[Mapping[str, Any]]) -> str:
-    """Hash of the image and of the records' boxes and masks."""
+def _fingerprint(image: np.ndarray, records: Sequence[MaskRecord]) -> str:
+    """Hash of the image and of the records' masks."""
     digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
     for record in records:
         segmentation = record["segmentation"]
-        digest.update(repr(list(record["bbox"])).encode())
         digest.update(
             repr(segmentation["counts"]).encode()
-            if isinstance(segmentation, Mapping)
+            if isinstance(segmentation, dict)
             else np.ascontiguousarray(segmentation)
         )
     return digest.hexdigest()
