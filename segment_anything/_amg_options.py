@@ -48,7 +48,7 @@ class AutomaticMaskOptions:
     min_mask_area: float = 0
     """Drop masks smaller than this."""
     max_mask_area: float | None = None
-    """Drop masks larger than this; None keeps all."""
+    """Drop masks larger than this, if given."""
     overlap: str = "iou"
     """How overlap is measured: iou (intersection over union) or iomin (over the smaller box: also drops parts)."""
 
