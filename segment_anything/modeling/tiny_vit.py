@@ -24,6 +24,9 @@ STRIDE = 16
 class ConvNorm(nn.Sequential):
     """A convolution without bias, then batch normalisation; the entries `c` and `bn` of the published checkpoint."""
 
+    c: nn.Conv2d
+    bn: nn.BatchNorm2d
+
     def __init__(self, in_chans: int, out_chans: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__(
             OrderedDict(
@@ -58,7 +61,7 @@ class MBConv(nn.Module):
         self.conv1 = ConvNorm(dim, hidden)
         self.conv2 = ConvNorm(hidden, hidden, kernel=3, groups=hidden)
         self.conv3 = ConvNorm(hidden, dim)
-        nn.init.zeros_(self.conv3[1].weight)  # starts as the identity, as in the paper's training code
+        nn.init.zeros_(self.conv3.bn.weight)  # starts as the identity, as in the paper's training code
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.gelu(self.conv1(x))
@@ -148,9 +151,9 @@ class TinyViTBlock(nn.Module):
         down, across = -(-height // size), -(-width // size)
         x = F.pad(x, (0, 0, 0, across * size - width, 0, down * size - height))
         x = x.view(batch, down, size, across, size, channels).transpose(2, 3)  # (B, down, across, S, S, C)
-        x = self.attn(x.reshape(-1, size * size, channels))
-        x = x.view(batch, down, across, size, size, channels).transpose(2, 3)
-        return x.reshape(batch, down * size, across * size, channels)[:, :height, :width]
+        mixed: Tensor = self.attn(x.reshape(-1, size * size, channels))
+        mixed = mixed.view(batch, down, across, size, size, channels).transpose(2, 3)
+        return mixed.reshape(batch, down * size, across * size, channels)[:, :height, :width]
 
 
 class Stage(nn.Module):
