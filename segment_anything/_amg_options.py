@@ -50,7 +50,7 @@ class AutomaticMaskOptions:
     max_mask_area: float | None = None
     """Drop masks larger than this, if given."""
     overlap: str = "iou"
-    """How overlap is measured: iou (intersection over union) or iomin (over the smaller box: also drops parts)."""
+    """iou: the box thresholds alone. iomin: also drop masks that lie inside a better one (by box_nms_thresh)."""
 
     def __post_init__(self) -> None:
         if self.points_per_side is not None:
