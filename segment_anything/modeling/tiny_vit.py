@@ -140,9 +140,10 @@ class TinyViTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         rows = rows + self._attend(rows)
-        rows = self.local_conv(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        rows = rows + self.mlp(rows)
-        return rows.permute(0, 3, 1, 2)
+        local: Tensor = self.local_conv(rows.permute(0, 3, 1, 2))
+        rows = local.permute(0, 2, 3, 1)
+        mixed: Tensor = rows + self.mlp(rows)
+        return mixed.permute(0, 3, 1, 2)
 
     def _attend(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C). Windows that reach past the map see zeros there, which do take part."""
