@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment_anything._optional import require
+from segment_anything.evaluation.options import TOLERANCE
 
 Bool = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 
-TOLERANCE = 0.0075
-"""Farthest distance at which two boundary pixels may match, as a fraction of the image diagonal (BSDS500)."""
 OUTLIER_COST = 100.0
 """What leaving one pixel unmatched costs, in tolerances: so high that matching more pixels always pays."""
 

@@ -1,14 +1,12 @@
 """A soft edge map from the masks of a grid of points (Segment Anything, appendix D.2 "Zero-Shot Edge Detection").
 
-Three masks for each point of a 16 x 16 grid, box NMS by predicted IoU, no filter by quality and no crops (settings as
-the authors gave them, https://github.com/facebookresearch/segment-anything/issues/226); of each mask the Sobel magnitude
-of its probabilities, kept only on the outer boundary of the thresholded mask; the maximum over all masks, scaled to 0..1,
+Three masks for each point of a 16 x 16 grid, box NMS by predicted IoU, no filter by quality and no crops (the authors'
+settings: https://github.com/facebookresearch/segment-anything/issues/226); of each mask the Sobel magnitude of its
+probabilities, kept only on the outer boundary of the thresholded mask; the maximum over all masks, scaled to 0..1,
 thinned by edge NMS.
 
 Letters: N masks, H and W original pixels.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from segment_anything._optional import require
+from segment_anything.evaluation.options import EdgeMapOptions
 from segment_anything.masks import nms
 from segment_anything.modeling import Sam
 from segment_anything.prompts import Prompts
@@ -25,27 +24,6 @@ Floats = NDArray[np.float64]
 
 _SMOOTH_PX = 2.0
 """Scale at which the direction of an edge is read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EdgeMapOptions:
-    """How edges are drawn; the defaults are the paper's."""
-
-    points_per_side: int = 16
-    """Prompts along each side of the image."""
-    nms_threshold: float = 0.7
-    """Box overlap above which the mask with the lower predicted IoU goes."""
-    points_per_batch: int = 32
-    """Prompts decoded together."""
-
-    def __post_init__(self) -> None:
-        if self.points_per_side < 1 or self.points_per_batch < 1:
-            raise ValueError(
-                f"points_per_side and points_per_batch must be at least 1, "
-                f"got {self.points_per_side} and {self.points_per_batch}"
-            )
-        if not 0 <= self.nms_threshold <= 1:
-            raise ValueError(f"nms_threshold must lie in [0, 1], got {self.nms_threshold}")
 
 
 def edge_map(sam: Sam, image: NDArray[np.uint8], options: EdgeMapOptions | None = None) -> Floats:

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segment_anything.evaluation.boundaries import TOLERANCE, Bool, match_boundaries, thin
+from segment_anything.evaluation.boundaries import Bool, match_boundaries, thin
+from segment_anything.evaluation.options import THRESHOLDS, TOLERANCE
 
 Floats = NDArray[np.float64]
-
-THRESHOLDS = 99
-"""How many thresholds the benchmark uses: k / (THRESHOLDS + 1), k from 1."""
 
 
 @dataclass(frozen=True)

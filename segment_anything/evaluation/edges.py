@@ -4,7 +4,7 @@ The maps come from the model (`edge_maps.py`) or, of any other edge detector, fr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from segment_anything.datasets import SampleError
-from segment_anything.evaluation.boundaries import TOLERANCE
 from segment_anything.evaluation.bsds import BsdsImage
-from segment_anything.evaluation.edge_maps import EdgeMapOptions, edge_map
+from segment_anything.evaluation.edge_maps import edge_map
 from segment_anything.evaluation.edge_scores import (
-    THRESHOLDS,
     EdgeCounts,
     count_soft_edges,
     default_thresholds,
     score_edges,
 )
+from segment_anything.evaluation.options import EdgeMapOptions, EdgeOptions
 from segment_anything.evaluation.runs import Row, Value
 from segment_anything.modeling import Sam
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EdgeOptions:
-    """How edges are scored; the defaults are the benchmark's."""
-
-    thresholds: int = THRESHOLDS
-    """Thresholds between 0 and 1. Fewer are faster; figures are interpolated in between."""
-    tolerance: float = TOLERANCE
-    """Farthest match, as a fraction of the image diagonal."""
-
-    def __post_init__(self) -> None:
-        if self.thresholds < 1:
-            raise ValueError(f"thresholds must be at least 1, got {self.thresholds}")
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance must be a fraction of the diagonal in (0, 1), got {self.tolerance}")
 
 
 class Edges:

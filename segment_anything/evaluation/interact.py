@@ -7,7 +7,6 @@ Letters: N objects, C masks per prompt (3 or 1), H and W original pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,13 +14,11 @@ from numpy.typing import NDArray
 
 from segment_anything.embedding import ImageEmbedding
 from segment_anything.evaluation.metrics import Bool, boundary_iou, iou
+from segment_anything.evaluation.options import ClickMasks
 from segment_anything.masks import mask_to_box
 from segment_anything.modeling import Sam
 from segment_anything.prompts import Prompt
 from segment_anything.simulate import next_click_farthest
-
-ClickMasks = Literal["three", "paper"]
-"""How many masks are asked for after a click: always three, or three after the first click and one after later ones."""
 
 _PIXELS_AT_ONCE = 1 << 26
 """Full-size logits held at a time (256 MiB of float32)."""

@@ -12,9 +12,9 @@ Means are over objects, not over images.
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,48 +23,16 @@ from numpy.typing import NDArray
 from segment_anything.detectors import BoxFile
 from segment_anything.embedding import ImageEmbedding
 from segment_anything.evaluation.data import Image
-from segment_anything.evaluation.interact import ClickMasks, boxes_to_masks, click_through
+from segment_anything.evaluation.interact import boxes_to_masks, click_through
 from segment_anything.evaluation.metrics import AREA_RANGES, Bool, calibration, clicks_needed
+from segment_anything.evaluation.options import PointsBoxesOptions
 from segment_anything.evaluation.runs import Row, Value
 from segment_anything.masks import box_iou
 from segment_anything.modeling import Sam
 from segment_anything.simulate import mask_boxes, noisy_boxes
 
-BOXES = ("truth", "noisy")
-"""Kinds of boxes: around the true mask; the same with the paper's noise. Boxes of a detector come from a file."""
 FOUND_IOU = 0.5
 """A detector's box belongs to the object whose box it overlaps by at least this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointsBoxesOptions:
-    """What is measured."""
-
-    clicks: tuple[int, ...] = (1, 2, 3, 5, 9)
-    """Numbers of clicks at which the IoU is reported; () for none."""
-    boxes: tuple[str, ...] = BOXES
-    """Kinds of boxes, of truth and noisy."""
-    click_masks: ClickMasks = "three"
-    """Masks asked for after a click: three, or paper (three after the first, one after later clicks)."""
-    noc_limit: int = 20
-    """Most clicks on the way to the target IoUs; 0 leaves the number of clicks out."""
-    noc_targets: tuple[float, ...] = (0.85, 0.90)
-    """IoUs to be reached."""
-    min_area_px: int = 0
-    """Smaller objects are left out; in original pixels."""
-    seed: int = 0
-    """Of the noise of the boxes."""
-
-    def __post_init__(self) -> None:
-        if any(count < 1 for count in self.clicks):
-            raise ValueError(f"clicks must be numbers from 1 on, got {self.clicks}")
-        for kind in self.boxes:
-            if kind not in BOXES:
-                raise ValueError(f"boxes must be of {', '.join(BOXES)}, got {kind!r}")
-        if self.click_masks not in get_args(ClickMasks):
-            raise ValueError(f"click_masks must be one of {', '.join(get_args(ClickMasks))}, got {self.click_masks!r}")
-        if any(not 0 < target <= 1 for target in self.noc_targets):
-            raise ValueError(f"noc_targets must lie in (0, 1], got {self.noc_targets}")
 
 
 class PointsBoxes:

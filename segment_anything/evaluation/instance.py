@@ -1,0 +1,219 @@
+"""Instance segmentation: a detector's boxes -> masks -> COCO or LVIS average precision (Segment Anything, 7.4).
+
+Ground truth and detections are the official files (https://cocodataset.org/#format-data and #format-results), and the
+official rules apply: crowd regions are neither hit nor missed, LVIS counts a category only where an image is verified
+for it. Each detection keeps its score and its category; its mask is the single one (`multimask_output=False`), or the
+best of three by predicted IoU.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segment_anything._optional import require
+from segment_anything.datasets import SampleError
+from segment_anything.evaluation.interact import objects_at_once
+from segment_anything.evaluation.options import InstanceOptions
+from segment_anything.evaluation.runs import Row, Value
+from segment_anything.images import ImageReadError, read_image
+from segment_anything.masks import encode_rles, rle_to_coco
+from segment_anything.modeling import Sam
+from segment_anything.prompts import Prompts
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DetectedImage:
+    """One image of the ground truth with the boxes that a detector found in it."""
+
+    name: str
+    image_id: int
+    path: Path
+    detections: tuple[Entry, ...]
+    """COCO results with bbox (x, y, width, height), score and category_id; the best first."""
+
+
+@dataclass(frozen=True)
+class DetectedSet:
+    """Ground truth and detections."""
+
+    truth: Entry
+    """The COCO or LVIS JSON."""
+    images: tuple[DetectedImage, ...]
+    lvis: bool
+    """Whether the truth has LVIS's lists of verified categories."""
+
+
+def open_detected(truth: str | Path, detections: str | Path, images: str | Path) -> DetectedSet:
+    """Read ground truth and detections.
+
+    Args:
+        truth: COCO or LVIS JSON.
+        detections: JSON list of results with image_id, category_id, bbox and score.
+        images: folder of the image files.
+
+    Raises:
+        ValueError: if a file is not of its form, an image id is listed twice, or detections name images or categories
+            that the truth has not.
+    """
+    content, results = _load(truth), _load(detections)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise ValueError(f"{truth}: a COCO file needs images, annotations and categories")
+    if not content["annotations"]:
+        raise ValueError(f"{truth}: the ground truth holds no objects, so that nothing can be measured")
+    if not isinstance(results, list):
+        raise ValueError(f"{detections}: detections are a JSON list of results, got {type(results).__name__}")
+    ids = [entry["id"] for entry in content["images"]]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"{truth}: two images have the id {next(i for i in ids if ids.count(i) > 1)}")
+    _check_results(results, set(ids), {entry["id"] for entry in content["categories"]}, Path(detections))
+    by_image: defaultdict[int, list[Entry]] = defaultdict(list)
+    for result in sorted(results, key=lambda result: -float(result["score"])):
+        by_image[result["image_id"]].append(result)
+    found = (
+        DetectedImage(_file_name(entry), entry["id"], Path(images) / _file_name(entry), tuple(by_image[entry["id"]]))
+        for entry in content["images"]
+    )
+    return DetectedSet(content, tuple(found), lvis="neg_category_ids" in (content["images"] or [{}])[0])
+
+
+def _load(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+
+
+def _file_name(entry: Entry) -> str:
+    # LVIS names files by their address only: http://images.cocodataset.org/val2017/000000397133.jpg
+    return str(entry["file_name"]) if "file_name" in entry else str(entry["coco_url"]).rpartition("/")[2]
+
+
+def _check_results(results: Sequence[Entry], images: set[int], categories: set[int], path: Path) -> None:
+    for number, result in enumerate(results):
+        missing = {"image_id", "category_id", "bbox", "score"} - result.keys()
+        if missing:
+            raise ValueError(f"{path}: result {number} has no {sorted(missing)[0]}")
+        if result["image_id"] not in images:
+            raise ValueError(f"{path}: result {number} is of image {result['image_id']}, which the truth does not list")
+        if result["category_id"] not in categories:
+            raise ValueError(
+                f"{path}: result {number} is of category {result['category_id']}, which the truth does not list "
+                "(are the ids those of another data set, or counted from 0?)"
+            )
+
+
+class Instance:
+    """The protocol (see `runs.EvaluationProtocol`)."""
+
+    name = "instance"
+
+    def __init__(self, sam: Sam, data: DetectedSet, options: InstanceOptions | None = None) -> None:
+        """Measure the masks that `sam` draws for the detections of `data`."""
+        self.sam = sam
+        self.data = data
+        self.options = options or InstanceOptions()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Options and weights."""
+        return {**asdict(self.options), "weights": self.sam.fingerprint()}
+
+    def measure(self, item: DetectedImage) -> Row:
+        """COCO results of one image."""
+        try:
+            image = read_image(item.path)
+        except (OSError, ImageReadError) as error:
+            raise SampleError(f"{item.name}: {error}") from error
+        chosen = item.detections[: self.options.max_detections]
+        boxes = np.array([result["bbox"] for result in chosen], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = boxes_to_rles(self.sam, image, boxes, best_of_three=self.options.masks == "best") if chosen else []
+        keys = ("image_id", "category_id", "score")
+        return {
+            "results": [
+                {**{key: result[key] for key in keys}, "segmentation": mask}
+                for result, mask in zip(chosen, masks, strict=True)
+            ]
+        }
+
+    def values(self, rows: Sequence[Row]) -> Iterator[Value]:
+        """Average precision over the measured images."""
+        yield "images", len(rows)
+        if rows:
+            names = {row["image"] for row in rows}
+            ids = {image.image_id for image in self.data.images if image.name in names}
+            results = [result for row in rows for result in row["results"]]
+            yield "detections", len(results)
+            yield from average_precision(only_images(self.data.truth, ids), results, lvis=self.data.lvis).items()
+
+
+def boxes_to_rles(
+    sam: Sam, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float64], *, best_of_three: bool = False
+) -> list[Entry]:
+    """COCO run lengths of the mask of each box (N, 4) in an image (H, W, 3)."""
+    rles: list[Entry] = []
+    with torch.inference_mode():
+        embedding = sam.encode(image)
+        step = objects_at_once(embedding.geometry.original_size_hw, masks=1)
+        for start in range(0, len(boxes_xyxy), step):
+            prompts = Prompts.from_boxes(boxes_xyxy[start : start + step])
+            decoded = sam.decode(embedding, prompts, multimask_output=best_of_three).best()
+            masks = decoded.masks(sam.mask_threshold)[:, 0].cpu().numpy()
+            rles += [{"size": list(rle["size"]), "counts": rle_to_coco(rle)} for rle in encode_rles(masks)]
+    return rles
+
+
+def only_images(truth: Entry, ids: set[int]) -> Entry:
+    """The part of a COCO ground truth that belongs to some images."""
+    return {
+        **truth,
+        "images": [entry for entry in truth["images"] if entry["id"] in ids],
+        "annotations": [entry for entry in truth["annotations"] if entry["image_id"] in ids],
+    }
+
+
+def average_precision(truth: Entry, results: Sequence[Entry], *, lvis: bool = False) -> dict[str, float]:
+    """AP over overlaps 0.50 to 0.95, at 0.50 and 0.75, by size, and recall; by faster-coco-eval.
+
+    Args:
+        truth: COCO or LVIS ground truth.
+        results: COCO results with segmentation.
+        lvis: score by the rules of LVIS (300 detections an image, federated categories, AP of rare, common, frequent).
+    """
+    if not results:
+        return {"ap": 0.0}
+    if not truth["annotations"]:
+        return {}
+    coco_eval = require("faster_coco_eval", extra="eval")
+    loaded = coco_eval.COCO({"info": {}, "licenses": [], **truth})
+    score = coco_eval.COCOeval_faster(
+        loaded, loaded.loadRes([dict(result) for result in results]), "segm", lvis_style=lvis
+    )
+    if lvis:
+        score.params.maxDets = [300]
+    score.evaluate()
+    score.accumulate()
+    score.summarize()
+    names = _LVIS_NAMES if lvis else _COCO_NAMES
+    return {ours: float(score.stats_as_dict[theirs]) for ours, theirs in names.items() if theirs in score.stats_as_dict}
+
+
+_SIZES = {f"ap_{size}": f"AP_{size}" for size in ("small", "medium", "large")}
+_COCO_NAMES = {"ap": "AP_all", "ap50": "AP_50", "ap75": "AP_75", **_SIZES, "ar@100": "AR_third"}
+_LVIS_NAMES = {
+    "ap": "AP_all",
+    "ap50": "AP_50",
+    "ap75": "AP_75",
+    **_SIZES,
+    "ap_rare": "APr",
+    "ap_common": "APc",
+    "ap_frequent": "APf",
+}

@@ -1,0 +1,91 @@
+"""The pictures of each protocol's report, as PNG files in its folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+
+from segment_anything.evaluation.data import Image
+from segment_anything.evaluation.edge_scores import default_thresholds, score_edges
+from segment_anything.evaluation.edges import Edges, counts_of
+from segment_anything.evaluation.interact import boxes_to_masks
+from segment_anything.evaluation.metrics import calibration
+from segment_anything.evaluation.plots import mean_curve, plot_clicks, plot_precision_recall, plot_reliability
+from segment_anything.evaluation.points_boxes import PointsBoxes, predicted_and_actual
+from segment_anything.evaluation.runs import Row
+from segment_anything.masks import mask_to_box
+from segment_anything.simulate import mask_boxes
+from segment_anything.visualize import contact_sheet, overlay
+
+WORST = 20
+"""Objects on the sheet of failures."""
+_MARGIN = 0.4
+"""Of an object's sides, shown around it."""
+
+
+def draw_points_boxes(protocol: PointsBoxes, rows: Sequence[Row], items: Sequence[Image], folder: Path) -> list[Path]:
+    """IoU over clicks, reliability of the predicted IoU, and the objects whose masks from true boxes are worst."""
+    files = []
+    rows = [row for row in rows if row["area_px"]]
+    traces = [trace for row in rows for trace in row["clicks"]]
+    options = protocol.options
+    if traces:
+        length = max(max(options.clicks, default=1), options.noc_limit)
+        curves = {
+            name: mean_curve(
+                [trace[key] for trace in traces], max(options.clicks, default=1) if key == "oracle" else length
+            )
+            for name, key in (("highest predicted IoU", "chosen"), ("best of the masks", "oracle"))
+        }
+        files.append(plot_clicks(curves, folder / f"{protocol.name}-clicks.png"))
+    predicted, actual = predicted_and_actual(rows, options.clicks)
+    if len(predicted):
+        files.append(plot_reliability(calibration(predicted, actual), folder / f"{protocol.name}-reliability.png"))
+    if rows and "truth" in options.boxes:
+        sheet = worst_boxes(protocol, rows, {item.name: item for item in items})
+        files.append(folder / f"{protocol.name}-worst.png")
+        PillowImage.fromarray(sheet).save(files[-1])
+    return files
+
+
+def worst_boxes(
+    protocol: PointsBoxes, rows: Sequence[Row], items: Mapping[str, Image], count: int = WORST
+) -> np.ndarray:
+    """A sheet (h, w, 3) uint8 of the objects with the lowest IoU from their true box: mask and truth side by side."""
+    scores = [(score[0], row["image"], index) for row in rows for index, score in enumerate(row["boxes"]["truth"])]
+    pictures, titles = [], []
+    for score, name, index in sorted(scores)[:count]:
+        sample = items[name].read()
+        large = np.count_nonzero(sample.masks, axis=(1, 2)) >= protocol.options.min_area_px
+        truth = sample.masks[large][index : index + 1]
+        with torch.inference_mode():
+            embedding = protocol.sam.encode(sample.image)
+        boxes = mask_boxes(torch.from_numpy(truth)).double().numpy()
+        mask = boxes_to_masks(protocol.sam, embedding, truth, boxes)[0].mask
+        part = _around(truth[0])
+        sides = [overlay(np.ascontiguousarray(sample.image[part]), shown[part][None]) for shown in (mask, truth[0])]
+        pictures.append(np.concatenate(sides, axis=1))
+        titles.append(f"{score:.2f} {Path(name).stem}")
+    return contact_sheet(pictures, titles)
+
+
+def _around(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a mask with a margin."""
+    x0, y0, x1, y1 = (int(side) for side in mask_to_box(mask))
+    across, down = int((x1 - x0) * _MARGIN) + 4, int((y1 - y0) * _MARGIN) + 4
+    return slice(max(0, y0 - down), y1 + down), slice(max(0, x0 - across), x1 + across)
+
+
+def draw_edges(protocol: Edges, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Precision over recall of all images together, the best F-measure marked."""
+    if not rows:
+        return []
+    counts = counts_of(rows)
+    scores = score_edges(counts, default_thresholds(protocol.options.thresholds))
+    precision, recall = sum(counts[1:], counts[0]).precision_recall()
+    shown = precision > 0  # at thresholds without any edge there is no precision
+    best = (scores.ods_recall, scores.ods_precision)
+    file = folder / f"{protocol.name}-precision-recall.png"
+    return [plot_precision_recall(recall[shown], precision[shown], file, best)]

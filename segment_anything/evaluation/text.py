@@ -1,0 +1,96 @@
+"""Text -> mask: does the best mask for a phrase hit an object that the phrase names?
+
+Phrases are the class names of a data set, each asked for in every image that holds the class (and, for false alarms, in
+some that do not). Anything with `segment(image, phrase)` can be measured.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment_anything.evaluation.data import Image
+from segment_anything.evaluation.metrics import Bool, iou
+from segment_anything.evaluation.options import TextOptions
+from segment_anything.evaluation.runs import Row, Value
+from segment_anything.records import MaskRecord, record_mask
+
+
+class TextSegmenter(Protocol):
+    """Anything that finds what a phrase names."""
+
+    def segment(self, image: NDArray[np.uint8], phrase: str) -> Sequence[MaskRecord]:
+        """Masks in `image`, (H, W, 3) uint8 RGB, the best first; none found is an empty list."""
+        ...
+
+
+class TextToMask:
+    """The protocol (see `runs.EvaluationProtocol`)."""
+
+    name = "text"
+
+    def __init__(
+        self,
+        segmenter: TextSegmenter,
+        classes: Sequence[str],
+        origin: Mapping[str, Any],
+        options: TextOptions | None = None,
+    ) -> None:
+        """Ask `segmenter` for the `classes` of a data set; `origin` says what it is."""
+        self.segmenter = segmenter
+        self.classes = tuple(classes)
+        self.origin = origin
+        self.options = options or TextOptions()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Options, and what answers."""
+        return {**asdict(self.options), **self.origin}
+
+    def measure(self, item: Image) -> Row:
+        """Of each phrase: is it in the image, how many masks came, IoU of the first and of the best one."""
+        sample = item.read()
+        present = sorted(set(sample.labels.tolist()))
+        answers = []
+        for label in [*present, *self._absent(item.name, present)]:
+            records = self.segmenter.segment(sample.image, self.classes[label])
+            truths = sample.masks[sample.labels == label]
+            ious = [_best_overlap(record_mask(record), truths) for record in records]
+            answers.append(
+                {
+                    "phrase": self.classes[label],
+                    "present": label in present,
+                    "masks": len(records),
+                    "first_iou": ious[0] if ious else 0.0,
+                    "best_iou": max(ious, default=0.0),
+                }
+            )
+        return {"answers": answers}
+
+    def _absent(self, name: str, present: Sequence[int]) -> list[int]:
+        """Classes to ask for although the image does not hold them; drawn anew for every image, by its name."""
+        others = [label for label in range(len(self.classes)) if label not in present]
+        generator = np.random.default_rng(zlib.crc32(f"{self.options.seed}:{name}".encode()))
+        count = min(self.options.absent, len(others))
+        return [others[index] for index in generator.choice(len(others), count, replace=False)] if count else []
+
+    def values(self, rows: Sequence[Row]) -> Iterator[Value]:
+        """Hit rates over all phrases that are in their image, and false alarms over those that are not."""
+        answers = [answer for row in rows for answer in row["answers"]]
+        there, absent = ([a for a in answers if a["present"] is wanted] for wanted in (True, False))
+        yield "images", len(rows)
+        yield "phrases", len(there)
+        if there:
+            for key, name in (("first_iou", "hit_rate"), ("best_iou", "hit_rate_any")):
+                yield name, float(np.mean([answer[key] >= self.options.hit_iou for answer in there]))
+            yield "miou", float(np.mean([answer["first_iou"] for answer in there]))
+            yield "no_answer_rate", float(np.mean([answer["masks"] == 0 for answer in there]))
+        if absent:
+            yield "false_alarm_rate", float(np.mean([answer["masks"] > 0 for answer in absent]))
+
+
+def _best_overlap(mask: Bool, truths: Bool) -> float:
+    """IoU of a mask (H, W) with the one of `truths` (N, H, W) that it overlaps most; 0 without any."""
+    return max((iou(mask, truth) for truth in truths), default=0.0)
