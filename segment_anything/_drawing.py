@@ -121,15 +121,14 @@ def _paint_one(layer: Image.Image, mask: DrawnMask, tint: Colour, opacity: float
     if box[2] == 0:
         return
     x0, y0, x1, y1 = grow(box, math.ceil(2 * line_px / scale), mask.size_hw)
-    part = Image.fromarray(mask.pixels()[y0:y1, x0:x1].astype(np.uint8) * 255)
+    part = Image.fromarray(mask.pixels()[y0:y1, x0:x1].view(np.uint8) * 255)
     left, top, right, bottom = (round(value * scale) for value in (x0, y0, x1, y1))
     if scale != 1:
         part = part.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     steps_px = 0.4 * (scale - 1) if scale > 1 else 0  # an enlarged mask shows its pixels as steps
-    inside = part.filter(ImageFilter.GaussianBlur(0.35 * line_px + steps_px)).point(_INSIDE)
-    edge = part.filter(ImageFilter.GaussianBlur(0.6 * line_px + steps_px)).point(_EDGE)
-    layer.paste((*(round(value * opacity) for value in tint), round(255 * opacity)), (left, top), inside)
-    layer.paste((*tint, 255), (left, top), edge)
+    soft = part.filter(ImageFilter.GaussianBlur(0.6 * line_px + steps_px))
+    layer.paste((*(round(value * opacity) for value in tint), round(255 * opacity)), (left, top), soft.point(_INSIDE))
+    layer.paste((*tint, 255), (left, top), soft.point(_EDGE))
 
 
 def draw_box(canvas: Image.Image, box_xyxy: Sequence[float], ink: Colour, line_px: float) -> None:
