@@ -1,5 +1,6 @@
 """Images in: every kind of file as a viewer shows it, one clear error for each that cannot be read, checked arrays."""
 
+import contextlib
 import io
 import re
 import tempfile
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -187,6 +188,22 @@ def test_a_truncated_file_is_one_clear_error(tmp_path: Path, suffix: str, part: 
     with pytest.raises(ImageReadError, match=rf"cut{suffix}: (damaged|not an image)") as raised:
         read_image(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it finds odd
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=5),
+)
+def test_damage_anywhere_gives_an_image_or_the_one_error(suffix: str, damage: list[tuple[float, int]]) -> None:
+    content = bytearray(photo_bytes(suffix))
+    for where, value in damage:
+        content[int(where**3 * len(content))] = value  # more often in the header
+    with contextlib.suppress(ImageReadError):
+        read = read_image(io.BytesIO(bytes(content)), max_pixels=10**6)
+        assert read.dtype == np.uint8
+        assert read.shape[2:] == (3,)
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:

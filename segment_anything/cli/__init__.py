@@ -9,6 +9,7 @@ import ast
 import importlib
 import pkgutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,4 +85,6 @@ def _options(
 
 def main() -> None:
     """Run the command line; the process exits with its status: 0, 1 for failures, 2 for wrong usage."""
+    # Pillow warns of odd files without naming them; whether a file can be read is said in our own words.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     app(prog_name="segment-anything")
