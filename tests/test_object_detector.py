@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segment_anything.detectors import load_detector
-from segment_anything.detectors.object_detector import (
+from segment_anything.training.object_detector import (
     ObjectDetectorOptions,
     _augmented,
     boxes_of_records,

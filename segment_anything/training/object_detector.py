@@ -112,24 +112,30 @@ def export_object_detector(folder: str | Path, path: str | Path) -> Path:
     Args:
         folder: what `train_object_detector` saved.
         path: the `.onnx` file.
+
+    Raises:
+        ValueError: if the folder holds no detector.
+        ImportError: if onnxscript is not installed.
     """
-    require("onnxscript", extra="onnx")
     detector = HuggingFaceDetector(folder)
     side = detector.processor.size["height"]
     with warnings.catch_warnings():
         # torch's exporter and transformers' traced shape checks warn about their own internals.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _LogitsAndBoxes(detector.model),
-            (torch.zeros(1, 3, side, side),),
-            str(path),
-            input_names=["images"],
-            output_names=["logits", "pred_boxes"],
-            dynamo=True,
-            opset_version=18,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                _LogitsAndBoxes(detector.model),
+                (torch.zeros(1, 3, side, side),),
+                str(path),
+                input_names=["images"],
+                output_names=["logits", "pred_boxes"],
+                dynamo=True,
+                opset_version=18,
+                external_data=False,
+                verbose=False,
+            )
+        except ImportError as error:
+            raise ImportError(f'{error}. Install: pip install "segment-anything-engine[onnx]"') from error
     return Path(path)
 
 
