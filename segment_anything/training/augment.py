@@ -80,7 +80,7 @@ class Augmentation:
         height, width = self.size_hw
         corners = self._move_plane(np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 2, 2))
         ordered = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-        return np.clip(ordered, 0, [width, height, width, height])
+        return np.asarray(np.clip(ordered, 0, [width, height, width, height]))
 
     def _move_plane(self, positions_xy: np.ndarray) -> np.ndarray:
         size_xy = np.array(self.size_hw[::-1], dtype=np.float64)
