@@ -7,14 +7,15 @@ An image that cannot be read is told in one line and the rest goes on; the exit 
     segment-anything generate 'photos/**/*.jpg' --out masks --format rle,coco
 """
 
+from __future__ import annotations
+
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,6 +27,9 @@ from segment_anything.cli._model import ModelOptions
 from segment_anything.cli._options import Panel, expand_dataclasses
 from segment_anything.cli._results import PER_IMAGE, Result, check_formats, read_records, targets, write_coco
 from segment_anything.images import MAX_PIXELS, read_image
+
+if TYPE_CHECKING:
+    from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
 
 
 @dataclass
@@ -60,16 +64,15 @@ def command(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished images again.")] = False,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger images; 0 takes any.")] = MAX_PIXELS,
+    explain: Annotated[bool, typer.Option("--explain", help="Tell how many masks each filter took away.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON for machines.")] = False,
 ) -> None:
     chosen = check_formats(formats or [])
     jobs = find_jobs(sources, out)
     _check_settings(out / "settings.json", {**asdict(masks), **asdict(model)}, overwrite)
-    summary = Summary(images=len(jobs))
     start = time.perf_counter()
-    pending = jobs if overwrite else [job for job in jobs if not _finished(job, chosen, out)]
-    summary.skipped = len(jobs) - len(pending)
-    _run(pending, chosen, out, model, masks, summary, overwrite, max_pixels or None)
+    run = _Run(out, chosen, overwrite, max_pixels or None, Summary(images=len(jobs)))
+    summary = run.do(jobs, lambda: _generator(model, masks, explain))
     if "coco" in chosen:
         write_coco(out / "coco.json", [job for job in jobs if _finished(job, ("rle",), out)], out)
     summary.seconds = round(time.perf_counter() - start, 3)
@@ -100,56 +103,60 @@ def _check_settings(path: Path, settings: dict[str, Any], overwrite: bool) -> No
     write_json(path, settings)
 
 
-def _run(
-    jobs: Sequence[Job],
-    formats: Sequence[str],
-    out: Path,
-    model: ModelOptions,
-    masks: AutomaticMaskOptions,
-    summary: Summary,
-    overwrite: bool,
-    max_pixels: int | None,
-) -> None:
-    """Segment each image and write its results. The model is loaded for the first image that needs it."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    segment = _Segmenter(model, masks)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("images", total=len(jobs))
-        for job in jobs:
-            missing = {f: path for f, path in targets(job, formats, out).items() if overwrite or not path.exists()}
-            try:
-                pixels = read_image(job.image, max_pixels=max_pixels)
-                records = None if overwrite else read_records(job, out)
-                result = Result(job, pixels, segment(pixels) if records is None else records)
-            except (ValueError, OSError, MemoryError, RuntimeError) as error:  # of this image: the others go on
-                reason = " ".join(str(error).split()) or type(error).__name__
-                reason = reason if str(job.image) in reason else f"{job.image}: {reason}"
-                summary.failed.append({"file": str(job.image), "error": reason})
-                console.print(f"failed: {reason}", markup=False)
-            else:
-                for format, path in missing.items():
-                    PER_IMAGE[format].write(path, result)
-                summary.done += 1
-                summary.masks += len(result.records)
-            progress.advance(task)
+def _generator(model: ModelOptions, masks: AutomaticMaskOptions, explain: bool) -> SamAutomaticMaskGenerator:
+    from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator  # imports torch
+
+    options = {**asdict(masks), "output_mode": "coco_rle"}
+    return SamAutomaticMaskGenerator(model.load(), **options, explain=explain)
 
 
-class _Segmenter:
-    """The automatic mask generator, made at its first use."""
+@dataclass
+class _Run:
+    """One run over many images."""
 
-    def __init__(self, model: ModelOptions, masks: AutomaticMaskOptions) -> None:
-        self._model, self._masks = model, masks
-        self._generator: Any = None
+    out: Path
+    formats: Sequence[str]
+    overwrite: bool
+    max_pixels: int | None
+    summary: Summary
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
 
-    def __call__(self, pixels: np.ndarray) -> list[Any]:
-        if self._generator is None:
-            from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+    def do(self, jobs: Sequence[Job], make_generator: Callable[[], SamAutomaticMaskGenerator]) -> Summary:
+        """Write what is wanted of each image and not there yet. Without a new image no model is loaded."""
+        pending = [job for job in jobs if self.overwrite or not _finished(job, self.formats, self.out)]
+        self.summary.skipped = len(jobs) - len(pending)
+        new = any(self.overwrite or not _finished(job, ("rle",), self.out) for job in pending)
+        generator = make_generator() if new else None
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=hidden) as progress:
+            for job in progress.track(pending, description="images"):
+                self._do_one(job, generator)
+        return self.summary
 
-            options = {**asdict(self._masks), "output_mode": "coco_rle"}
-            self._generator = SamAutomaticMaskGenerator(self._model.load(), **options)
-        records: list[Any] = self._generator.generate(pixels)
-        return records
+    def _do_one(self, job: Job, generator: SamAutomaticMaskGenerator | None) -> None:
+        try:
+            pixels = read_image(job.image, max_pixels=self.max_pixels)
+            records = None if self.overwrite else read_records(job, self.out)
+            if records is None and generator is not None:
+                records = [*generator.generate(pixels)]
+                if generator.last_explanation:
+                    self.console.print(f"{job.image}\n{generator.last_explanation}", markup=False)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:  # of this image: the others go on
+            self._note_failure(job.image, error)
+            return
+        result = Result(job, pixels, records or [])
+        for format, path in targets(job, self.formats, self.out).items():
+            if self.overwrite or not path.exists():
+                PER_IMAGE[format].write(path, result)
+        self.summary.done += 1
+        self.summary.masks += len(result.records)
+
+    def _note_failure(self, image: Path, error: Exception) -> None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if str(image) in reason else f"{image}: {reason}"
+        self.summary.failed.append({"file": str(image), "error": reason})
+        self.console.print(f"failed: {reason}", markup=False)
 
 
 def _in_words(summary: Summary, out: Path) -> str:
