@@ -338,6 +338,13 @@ def test_a_whole_mask_becomes_one_ring_with_its_parts_and_holes() -> None:
         assert np.array_equal(polygons_to_mask([ring], *mask.shape) if len(ring) else np.zeros_like(mask), mask)
 
 
+def test_a_mask_with_hundreds_of_holes_and_parts_becomes_one_ring() -> None:
+    mask = np.random.default_rng(3).random((60, 70)) < 0.5
+    assert len(mask_to_polygons(mask, holes="separate")) > 200
+    assert np.array_equal(polygons_to_mask([mask_to_ring(mask)], 60, 70), mask)
+    assert np.array_equal(polygons_to_mask(mask_to_polygons(mask), 60, 70), mask)
+
+
 def test_tolerance_bounds_the_distance_and_saves_points() -> None:
     y, x = np.mgrid[:80, :80]
     disc = (x - 40) ** 2 + (y - 40) ** 2 < 30**2

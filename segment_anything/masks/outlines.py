@@ -14,6 +14,8 @@ from segment_anything.masks.components import connected_components
 
 Holes = Literal["bridge", "separate", "drop"]
 
+_MANY_RINGS = 64  # above it, the time to find short cuts between rings would grow with the square of their number
+
 
 def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0, *, holes: Holes = "bridge") -> list[FloatArray]:
     """Outlines of a mask, one polygon a region (8-connected), along the edges of the pixels.
@@ -100,6 +102,10 @@ def _distance(points: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
 
 def _bridge(outline: FloatArray, others: list[FloatArray]) -> FloatArray:
     """One ring along the outline, over to each other ring, around it and back: every cut is walked both ways."""
+    if len(others) > _MANY_RINGS:  # one after the other, without looking for short cuts
+        there = [ring[:1] for ring in others]
+        back = [np.concatenate([ring, ring[:1]]) for ring in reversed(others)]
+        return np.concatenate([outline[:1], *there, *back, outline])
     for ring in sorted(others, key=lambda ring: float(ring[:, 0].min())):
         i, j = _near_pair(outline, ring)
         outline = np.concatenate([outline[: i + 1], ring[j:], ring[: j + 1], outline[i:]])

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from segment_anything.masks._arrays import BoolArray, FloatArray, IntArray, to_numpy
+from segment_anything.masks.rle import RLE, decode_rle
 
 FillRule = Literal["union", "even_odd"]
 
@@ -60,8 +61,9 @@ def _fill(ring: FloatArray, height: int, width: int) -> BoolArray:
     fifths = np.trunc(_SUB * ring + 0.5).astype(np.int64)
     x, y = _crossings(fifths, np.roll(fifths, -1, axis=0), width)
     row = np.clip(np.ceil((y + 0.5) / _SUB - 0.5).astype(np.int64), 0, height)
-    toggles = np.bincount(x * (height + 1) + row, minlength=width * (height + 1)).reshape(width, height + 1)
-    return np.ascontiguousarray((np.cumsum(toggles[:, :height], axis=1) % 2 == 1).T)
+    toggles = np.sort(x * height + row)  # every column is crossed an even number of times: these are ends of runs
+    runs = np.diff(toggles, prepend=0, append=height * width)
+    return decode_rle(RLE(size=[height, width], counts=runs))
 
 
 def _crossings(start: IntArray, stop: IntArray, width: int) -> tuple[IntArray, IntArray]:
