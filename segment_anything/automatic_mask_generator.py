@@ -1,0 +1,249 @@
+"""All masks of an image: a grid of clicks, three masks a click, the good ones kept once.
+
+Knows which clicks to try in which crops. The network is `Sam`'s business; what is kept is `_amg_filters`'
+(Segment Anything, https://arxiv.org/abs/2304.02643, section B "Automatic Mask Generation Details").
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from segment_anything._amg_filters import clean_small_regions, filter_proposals
+from segment_anything._amg_options import AutomaticMaskOptions
+from segment_anything._amg_values import Candidates, Explanation, Proposals
+from segment_anything.images import check_image_array
+from segment_anything.masks import RLE, decode_rle, rle_area, rle_to_coco
+from segment_anything.modeling import Sam
+from segment_anything.predictor import SamPredictor
+from segment_anything.prompts import Prompts
+from segment_anything.records import MaskRecord, Segmentation
+from segment_anything.utils.amg import MaskData, batch_iterator, build_all_layer_point_grids, generate_crop_boxes
+
+__all__ = ["AutomaticMaskOptions", "Explanation", "Proposals", "SamAutomaticMaskGenerator"]
+
+_Default = AutomaticMaskOptions
+
+
+class _Option:
+    """An option as an attribute of the generator, read and set as programs for the original package do."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, generator: "SamAutomaticMaskGenerator", owner: type) -> Any:
+        return getattr(generator.options, self._name)
+
+    def __set__(self, generator: "SamAutomaticMaskGenerator", value: Any) -> None:
+        generator.options = replace(generator.options, **{self._name: value})
+
+
+class SamAutomaticMaskGenerator:
+    """Finds all masks of an image.
+
+    The options are explained in `AutomaticMaskOptions`, which checks them; `options` holds them all. Two of them are
+    easily confused: `min_mask_region_area` cleans small holes and islands inside masks and drops no mask;
+    `min_mask_area` and `max_mask_area` drop masks.
+
+    One generator may serve many threads, `last_explanation` excepted.
+    """
+
+    points_per_batch = _Option()
+    pred_iou_thresh = _Option()
+    stability_score_thresh = _Option()
+    stability_score_offset = _Option()
+    box_nms_thresh = _Option()
+    crop_n_layers = _Option()
+    crop_nms_thresh = _Option()
+    crop_overlap_ratio = _Option()
+    crop_n_points_downscale_factor = _Option()
+    min_mask_region_area = _Option()
+    output_mode = _Option()
+
+    def __init__(
+        self,
+        model: Sam,
+        points_per_side: int | None = _Default.points_per_side,
+        points_per_batch: int = _Default.points_per_batch,
+        pred_iou_thresh: float = _Default.pred_iou_thresh,
+        stability_score_thresh: float = _Default.stability_score_thresh,
+        stability_score_offset: float = _Default.stability_score_offset,
+        box_nms_thresh: float = _Default.box_nms_thresh,
+        crop_n_layers: int = _Default.crop_n_layers,
+        crop_nms_thresh: float = _Default.crop_nms_thresh,
+        crop_overlap_ratio: float = _Default.crop_overlap_ratio,
+        crop_n_points_downscale_factor: int = _Default.crop_n_points_downscale_factor,
+        point_grids: Sequence[npt.NDArray[Any]] | None = None,
+        min_mask_region_area: float = _Default.min_mask_region_area,
+        output_mode: str = _Default.output_mode,
+        *,
+        min_mask_area: float = _Default.min_mask_area,
+        max_mask_area: float | None = _Default.max_mask_area,
+        overlap: str = _Default.overlap,
+        explain: bool = False,
+    ) -> None:
+        """See `AutomaticMaskOptions` for the options not named here.
+
+        Args:
+            model: the network.
+            point_grids: instead of `points_per_side` (which must then be None), the clicks themselves: for the image
+                and for each layer of crops an (N, 2) array of x, y as shares of width and height.
+            explain: after each `generate`, leave in `last_explanation` how many masks each filter took away.
+
+        Raises:
+            ValueError: for an option outside its range, or if not exactly one of points_per_side and point_grids is
+                given.
+        """
+        self.model = model
+        self.options = AutomaticMaskOptions(
+            points_per_side=points_per_side,
+            points_per_batch=points_per_batch,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            stability_score_offset=stability_score_offset,
+            box_nms_thresh=box_nms_thresh,
+            crop_n_layers=crop_n_layers,
+            crop_nms_thresh=crop_nms_thresh,
+            crop_overlap_ratio=crop_overlap_ratio,
+            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+            min_mask_region_area=min_mask_region_area,
+            output_mode=output_mode,
+            min_mask_area=min_mask_area,
+            max_mask_area=max_mask_area,
+            overlap=overlap,
+        )
+        self._given_grids = None if point_grids is None else _checked_grids(point_grids, points_per_side, crop_n_layers)
+        if points_per_side is None and point_grids is None:
+            raise ValueError("points_per_side must be a whole number unless point_grids is given, but both are None")
+        self.explain = explain
+        self.last_explanation: Explanation | None = None
+
+    @cached_property
+    def predictor(self) -> SamPredictor:
+        """A predictor on the same model, for programs that reach for it; the generator itself does not use it."""
+        return SamPredictor(self.model)
+
+    @property
+    def point_grids(self) -> list[npt.NDArray[np.float64]]:
+        """Clicks for the image and for each layer of crops: (N, 2) x, y as shares of width and height."""
+        if self._given_grids is not None or self.options.points_per_side is None:
+            return self._given_grids or []
+        return build_all_layer_point_grids(
+            self.options.points_per_side, self.options.crop_n_layers, self.options.crop_n_points_downscale_factor
+        )
+
+    def generate(self, image: npt.NDArray[np.uint8]) -> list[MaskRecord]:
+        """All masks of an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Returns:
+            a record a mask (keys: see `MaskRecord`), best predicted IoU first within each crop; an empty list if no
+            mask passes. "coco_rle" takes least memory; in "binary_mask" mode every record holds H * W bytes.
+
+        Raises:
+            ValueError: if `image` is no (H, W, 3) uint8 array.
+        """
+        records, explanation = self.filter(self.propose(image))
+        self.last_explanation = explanation if self.explain else None
+        return records
+
+    @torch.no_grad()
+    def propose(self, image: npt.NDArray[np.uint8]) -> Iterator[Proposals]:
+        """The slow half: run the network on every click of every crop, a batch at a time.
+
+        Keep `list(generator.propose(image))` to judge the same answers again and again with `filter`; that takes
+        768 KiB a click at the published sizes.
+        """
+        image = check_image_array(image)
+        size_hw = image.shape[0], image.shape[1]
+        options = self.options
+        crops = generate_crop_boxes(size_hw, options.crop_n_layers, options.crop_overlap_ratio)
+        grids = self.point_grids
+        for (x0, y0, x1, y1), layer in zip(*crops, strict=True):
+            embedding = self.model.encode(image[y0:y1, x0:x1])
+            clicks_xy = grids[layer] * np.array([x1 - x0, y1 - y0])
+            for (points_xy,) in batch_iterator(options.points_per_batch, clicks_xy):
+                prompts = Prompts.from_points(points_xy)
+                decoded = self.model.decode(embedding, prompts, True, batch_size=options.points_per_batch)
+                yield Proposals(decoded, points_xy + np.array([x0, y0]), (x0, y0, x1, y1), size_hw)
+
+    @torch.no_grad()
+    def filter(self, proposals: Iterable[Proposals]) -> tuple[list[MaskRecord], Explanation]:
+        """The fast half: judge the proposals of one image by the options.
+
+        Returns:
+            the records, and how many masks each filter took away.
+        """
+        found, explanation = filter_proposals(proposals, self.options, mask_threshold=self.model.mask_threshold)
+        return _as_records(found, self.options.output_mode), explanation
+
+    @staticmethod
+    def postprocess_small_regions(mask_data: MaskData, min_area: float, nms_thresh: float) -> MaskData:
+        """Clean small holes and islands of masks, and drop those that became alike.
+
+        Changes the columns "rles" and "boxes" of `mask_data` and returns it; masks that needed no cleaning come first.
+        """
+        if len(mask_data["rles"]) == 0:
+            return mask_data
+        boxes = torch.as_tensor(mask_data["boxes"])
+        rles, cleaned, kept = clean_small_regions(mask_data["rles"], boxes.cpu().numpy(), min_area, nms_thresh)
+        mask_data["rles"] = [RLE(size=rle["size"], counts=np.asarray(rle["counts"]).tolist()) for rle in rles]
+        is_tensor = isinstance(mask_data["boxes"], torch.Tensor)
+        mask_data["boxes"] = torch.as_tensor(cleaned, device=boxes.device) if is_tensor else cleaned
+        mask_data.filter(torch.from_numpy(kept))
+        return mask_data
+
+
+def _checked_grids(
+    grids: Sequence[npt.NDArray[Any]], points_per_side: int | None, crop_n_layers: int
+) -> list[npt.NDArray[np.float64]]:
+    if points_per_side is not None:
+        raise ValueError(
+            f"points_per_side must be None where point_grids is given, but is {points_per_side}: "
+            "pass points_per_side=None, point_grids=..."
+        )
+    arrays = [np.asarray(grid, dtype=np.float64) for grid in grids]
+    if len(arrays) <= crop_n_layers:
+        raise ValueError(
+            f"point_grids must hold a grid for the image and one for each of the {crop_n_layers} layers of crops "
+            f"(crop_n_layers), but holds {len(arrays)}"
+        )
+    for i, grid in enumerate(arrays):
+        if grid.ndim != 2 or grid.shape[1] != 2 or not ((grid >= 0) & (grid <= 1)).all():
+            raise ValueError(
+                f"point_grids[{i}] must be (N, 2) shares of width and height in 0..1, but has shape {grid.shape} and "
+                f"values from {grid.min(initial=np.inf):g} to {grid.max(initial=-np.inf):g}"
+            )
+    return arrays
+
+
+def _as_records(found: Candidates, output_mode: str) -> list[MaskRecord]:
+    records = []
+    for i, rle in enumerate(found.rles):
+        x0, y0, x1, y1 = (int(side) for side in found.boxes_xyxy[i])
+        crop_x0, crop_y0, crop_x1, crop_y1 = (int(side) for side in found.crop_boxes_xyxy[i])
+        records.append(
+            MaskRecord(
+                segmentation=_segmentation(rle, output_mode),
+                area=rle_area(rle),
+                bbox=[x0, y0, x1 - x0, y1 - y0],
+                predicted_iou=float(found.predicted_iou[i]),
+                point_coords=[found.points_xy[i].tolist()],
+                stability_score=float(found.stability_score[i]),
+                crop_box=[crop_x0, crop_y0, crop_x1 - crop_x0, crop_y1 - crop_y0],
+            )
+        )
+    return records
+
+
+def _segmentation(rle: RLE, output_mode: str) -> Segmentation:
+    if output_mode == "binary_mask":
+        return decode_rle(rle)
+    counts = rle_to_coco(rle) if output_mode == "coco_rle" else np.asarray(rle["counts"]).tolist()
+    return RLE(size=list(rle["size"]), counts=counts)
