@@ -1,7 +1,8 @@
 """A model whose answers are known: on pictures of flat colours it segments whatever has the colour under the prompt.
 
-It has the interface of `Sam` that evaluation uses, and three masks with a fixed order of confidence: the region (0.6), the
-region without its left half (0.9), everything that is not black (0.3). From the second point on it is sure of the region.
+It has the interface of `Sam` that evaluation uses, and three masks with a fixed order of confidence: the region (0.6),
+the region without its left half (0.9), everything that is not black (0.3). From the second point on it is sure of the
+region.
 """
 
 from collections.abc import Sequence
@@ -72,8 +73,8 @@ class ColourSam:
             assert points is not None
             x, y = (int(value) for value in points[0])
         region = (image == image[y, x]).all(axis=2)
-        half = region.copy()
-        half[:, : int(np.median(np.nonzero(region)[1]))] = False
+        columns, half = np.nonzero(region)[1], region.copy()
+        half[:, : (columns.min() + columns.max() + 1) // 2] = False
         masks = np.stack([region, half, image.any(axis=2)])
         sure = points is not None and len(points) > 1
         return torch.from_numpy(np.where(masks, 10.0, -10.0)), [0.95, 0.9, 0.3] if sure else [0.6, 0.9, 0.3]

@@ -22,8 +22,8 @@ from segment_anything.simulate import mask_boxes
 
 Floats = NDArray[np.float64]
 
-_SMOOTH_PX = 2.0
-"""Scale at which the direction of an edge is read."""
+_SLOPE_PX, _SMOOTH_PX = 1.0, 2.0
+"""Scale at which slopes are taken, and over which the direction of an edge is read from them."""
 
 
 def edge_map(sam: Sam, image: NDArray[np.uint8], options: EdgeMapOptions | None = None) -> Floats:
@@ -84,8 +84,7 @@ def normalise(edges: Floats) -> Floats:
 def edge_nms(edges: Floats) -> Floats:
     """Keep the crest of every ridge of an edge map (H, W), as Canny does for the gradient of an image.
 
-    A pixel stays if it is not exceeded by its two neighbours across the edge, read in between pixels. Across is the
-    direction in which the smoothed map curves down most.
+    A pixel stays if it is not exceeded by its two neighbours across the edge, read in between pixels.
     """
     ndimage = require("scipy.ndimage", extra="eval")
     across_y, across_x = _across(edges)
@@ -98,9 +97,13 @@ def edge_nms(edges: Floats) -> Floats:
 
 
 def _across(edges: Floats) -> tuple[Floats, Floats]:
-    """Unit vector across the edge at each pixel: the eigenvector of the Hessian with the lowest eigenvalue."""
+    """Unit vector across the edge at each pixel: the direction in which the map changes most, around the pixel.
+
+    The slopes of both flanks count alike (a structure tensor), so the direction is sure on the crest, where the slope
+    itself is 0.
+    """
     ndimage = require("scipy.ndimage", extra="eval")
-    yy, xx, xy = (ndimage.gaussian_filter(edges, _SMOOTH_PX, order=order) for order in ((2, 0), (0, 2), (1, 1)))
-    # An angle a makes cos(2a) (xx - yy) / 2 + sin(2a) xy + (xx + yy) / 2 the curvature along (cos a, sin a).
-    angle = 0.5 * np.arctan2(-xy, -(xx - yy) / 2)
+    down, right = (ndimage.gaussian_filter(edges, _SLOPE_PX, order=order) for order in ((1, 0), (0, 1)))
+    yy, xx, xy = (ndimage.gaussian_filter(part, _SMOOTH_PX) for part in (down * down, right * right, down * right))
+    angle = 0.5 * np.arctan2(2 * xy, xx - yy)
     return np.sin(angle), np.cos(angle)

@@ -1,0 +1,251 @@
+"""Points and boxes: on pictures of flat colours, with a model whose answers are known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from colour_sam import ColourSam
+from PIL import Image as PillowImage
+
+from segment_anything.detectors import BoxFile
+from segment_anything.evaluation.data import images_of, open_images
+from segment_anything.evaluation.interact import boxes_to_masks, click_through
+from segment_anything.evaluation.metrics import iou
+from segment_anything.evaluation.options import PointsBoxesOptions
+from segment_anything.evaluation.pictures import draw_points_boxes
+from segment_anything.evaluation.points_boxes import PointsBoxes, by_size, image_seed, match_boxes
+from segment_anything.evaluation.runs import Shard, run
+
+RED, GREEN = (200, 0, 0), (0, 200, 0)
+
+
+def squares(folder: Path, count: int = 2) -> Path:
+    """A data set of label maps: a red square of 40 x 40 and a green one of 10 x 20 on black."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        image, labels = np.zeros((100, 120, 3), np.uint8), np.zeros((100, 120), np.uint8)
+        image[10:50, 10 + number : 50 + number], labels[10:50, 10 + number : 50 + number] = RED, 1
+        image[70:80, 80:100], labels[70:80, 80:100] = GREEN, 2
+        PillowImage.fromarray(image).save(folder / "images" / f"{number}.png")
+        PillowImage.fromarray(labels).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+def measured(folder: Path, options: PointsBoxesOptions, **more: object) -> dict[str, float]:
+    protocol = PointsBoxes(ColourSam(), options, **more)  # type: ignore[arg-type]
+    return dict(protocol.values(run(protocol, open_images(folder)).rows))
+
+
+def test_single_mask_is_scored_for_boxes_and_the_most_confident_for_clicks(tmp_path: Path) -> None:
+    values = measured(squares(tmp_path), PointsBoxesOptions(clicks=(1, 2), noc_limit=0))
+    assert (values["images"], values["objects"]) == (2, 4)
+    assert values["box_truth_miou"] == 1  # the model's first mask is the region
+    assert values["box_truth_boundary_iou"] == 1
+    assert values["click1_miou"] == pytest.approx(0.5)  # its most confident one is half of it
+    assert values["click1_oracle_miou"] == 1
+    assert values["click2_miou"] == 1
+
+
+def test_clicks_are_needed_until_the_target_and_failures_counted(tmp_path: Path) -> None:
+    values = measured(squares(tmp_path), PointsBoxesOptions(clicks=(1,), noc_limit=5, noc_targets=(0.4, 0.9)))
+    assert (values["noc40"], values["noc90"]) == (1, 2)
+    assert values["noc90_failures"] == 0
+    limited = measured(tmp_path, PointsBoxesOptions(clicks=(1,), noc_limit=1, noc_targets=(0.9,)))
+    assert (limited["noc90"], limited["noc90_failures"]) == (1, 1)
+
+
+def test_error_of_the_predicted_iou_is_over_boxes_and_clicks(tmp_path: Path) -> None:
+    values = measured(squares(tmp_path), PointsBoxesOptions(clicks=(1,), boxes=("truth",), noc_limit=0))
+    # boxes: predicted 0.6, true 1; first click: predicted 0.9, true 0.5
+    assert values["predicted_iou_mae"] == pytest.approx(0.4, abs=1e-6)
+    assert values["predicted_iou_bias"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_small_objects_are_left_out_on_request(tmp_path: Path) -> None:
+    values = measured(squares(tmp_path), PointsBoxesOptions(clicks=(), noc_limit=0, min_area_px=400))
+    assert values["objects"] == 2
+    assert "box_truth_miou_medium" in values
+    assert "box_truth_miou_small" not in values
+
+
+def test_each_image_is_encoded_once(tmp_path: Path) -> None:
+    sam = ColourSam()
+    protocol = PointsBoxes(sam, PointsBoxesOptions(clicks=(1, 3), noc_limit=4))  # type: ignore[arg-type]
+    run(protocol, open_images(squares(tmp_path)))
+    assert sam.encoded == 2
+
+
+def test_figures_do_not_depend_on_how_the_run_is_split(tmp_path: Path) -> None:
+    items = open_images(squares(tmp_path / "data", count=3))
+
+    def protocol() -> PointsBoxes:
+        return PointsBoxes(ColourSam(), PointsBoxesOptions(clicks=(1,), noc_limit=0))  # type: ignore[arg-type]
+
+    for index in range(2):
+        split = run(protocol(), items, folder=tmp_path / "out", shard=Shard(index, 2))
+    whole = run(protocol(), items)
+    times = {"encode_ms", "object_ms"}
+    split_values, whole_values = (
+        {key: value for key, value in protocol().values(rows) if key not in times} for rows in (split.rows, whole.rows)
+    )
+    assert split_values == whole_values
+
+
+def test_boxes_of_a_detector_are_matched_to_objects(tmp_path: Path) -> None:
+    squares(tmp_path / "data", count=1)
+    boxes = [[12, 8, 40, 40], [110, 90, 5, 5]]  # near the red square, and nowhere
+    content = {
+        "images": [{"id": 1, "file_name": "images/0.png", "width": 120, "height": 100}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for box in boxes],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    options = PointsBoxesOptions(clicks=(), boxes=(), noc_limit=0)
+    values = measured(tmp_path / "data", options, detections=BoxFile(tmp_path / "boxes.json"))
+    assert values["box_detected_found"] == 0.5
+    assert values["box_detected_miou"] == 1
+
+
+def test_an_image_without_objects_counts_and_adds_nothing(tmp_path: Path) -> None:
+    squares(tmp_path, count=1)
+    PillowImage.new("RGB", (30, 20)).save(tmp_path / "images/empty.png")
+    PillowImage.new("L", (30, 20)).save(tmp_path / "masks/empty.png")
+    values = measured(tmp_path, PointsBoxesOptions(clicks=(1,), noc_limit=0))
+    assert (values["images"], values["objects"]) == (2, 2)
+
+
+def test_no_objects_at_all_give_counts_only(tmp_path: Path) -> None:
+    squares(tmp_path, count=1)
+    values = measured(tmp_path, PointsBoxesOptions(clicks=(1,), noc_limit=0, min_area_px=10**6))
+    assert values == {"images": 1, "objects": 0}
+
+
+def test_a_perfect_object_gets_no_more_clicks() -> None:
+    image = np.zeros((20, 20, 3), np.uint8)
+    image[5:15, 5:15] = RED
+    truth = image.any(axis=2)[None]
+    sam = ColourSam()
+    seen = sam.encode(image)
+    [trace] = click_through(sam, seen, truth, clicks=5)  # type: ignore[arg-type]
+    assert trace.chosen == [0.5, 1, 1, 1, 1]
+    assert trace.oracle == [1] * 5
+
+
+def test_the_paper_asks_for_one_mask_after_the_first_click() -> None:
+    image = np.zeros((20, 20, 3), np.uint8)
+    image[5:15, 5:15] = RED
+    truth = image.any(axis=2)[None].copy()
+    truth[0, 0, 0] = True  # never drawn by the model
+    sam = ColourSam()
+    [trace] = click_through(sam, sam.encode(image), truth, clicks=2, click_masks="paper")  # type: ignore[arg-type]
+    assert trace.predicted == pytest.approx([0.9, 0.95])
+    assert trace.chosen == pytest.approx([50 / 101, 100 / 101])
+    assert trace.oracle == pytest.approx([100 / 101, 100 / 101])
+
+
+def test_first_click_of_a_crescent_lies_on_it() -> None:
+    y, x = np.mgrid[:60, :60]
+    crescent = (np.hypot(x - 30, y - 30) < 25) & (np.hypot(x - 38, y - 30) >= 20)
+    image = np.where(crescent[..., None], np.array(RED, np.uint8), np.uint8(0))
+    sam = ColourSam()
+    [trace] = click_through(sam, sam.encode(image), crescent[None], clicks=1)  # type: ignore[arg-type]
+    assert trace.oracle == [1]
+
+
+def test_many_objects_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import segment_anything.evaluation.interact as interact
+
+    image = np.zeros((16, 64, 3), np.uint8)
+    truths = np.zeros((8, 16, 64), bool)
+    for index in range(8):
+        image[4:12, 8 * index + 1 : 8 * index + 7] = (10 + index, 0, 0)
+        truths[index, 4:12, 8 * index + 1 : 8 * index + 7] = True
+    boxes = np.array([[8 * k + 1, 4, 8 * k + 6, 11] for k in range(8)], np.float64)
+    sam = ColourSam()
+    seen = sam.encode(image)
+    at_once = boxes_to_masks(sam, seen, truths, boxes)  # type: ignore[arg-type]
+    monkeypatch.setattr(interact, "_PIXELS_AT_ONCE", 3 * 16 * 64)
+    in_parts = boxes_to_masks(sam, seen, truths, boxes)  # type: ignore[arg-type]
+    assert [one.iou for one in at_once] == [one.iou for one in in_parts] == [1] * 8
+    assert all(iou(one.mask, truth) == 1 for one, truth in zip(in_parts, truths, strict=True))
+
+
+def test_box_of_a_detector_goes_to_the_object_it_overlaps_most() -> None:
+    found = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [50, 50, 60, 60]], np.float64)
+    wanted = np.array([[1, 1, 10, 10], [80, 80, 90, 90]], np.float64)
+    matched = match_boxes(found, wanted)
+    assert matched[0].tolist() == [1, 1, 11, 11] or matched[0].tolist() == [0, 0, 10, 10]
+    assert np.isnan(matched[1]).all()
+    assert np.isnan(match_boxes(np.zeros((0, 4)), wanted)).all()
+
+
+def test_noise_of_an_image_depends_on_its_name_and_the_seed_only() -> None:
+    assert image_seed("a.png", 0) == image_seed("a.png", 0)
+    assert len({image_seed(name, seed) for name in ("a.png", "b.png") for seed in (0, 1)}) == 4
+
+
+def test_sizes_without_objects_are_not_reported() -> None:
+    values = dict(by_size("iou", np.array([0.2, 0.4, 0.9]), np.array([100.0, 200.0, 10000.0])))
+    assert values == {"iou_small": pytest.approx(0.3), "iou_large": pytest.approx(0.9)}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clicks": (0, 1)}, "clicks must be numbers from 1 on"),
+        ({"boxes": ("tight",)}, "boxes must be of truth, noisy, got 'tight'"),
+        ({"click_masks": "two"}, "click_masks must be one of three, paper"),
+        ({"noc_targets": (85.0,)}, r"noc_targets must lie in \(0, 1\]"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PointsBoxesOptions(**options)  # type: ignore[arg-type]
+
+
+def test_plots_and_the_sheet_of_worst_objects_are_drawn(tmp_path: Path) -> None:
+    items = open_images(squares(tmp_path / "data"))
+    protocol = PointsBoxes(ColourSam(), PointsBoxesOptions(clicks=(1, 2), noc_limit=3))  # type: ignore[arg-type]
+    rows = run(protocol, items).rows
+    (tmp_path / "out").mkdir()
+    files = draw_points_boxes(protocol, rows, items, tmp_path / "out")  # type: ignore[arg-type]
+    assert [file.name for file in files] == [f"points-boxes-{name}.png" for name in ("clicks", "reliability", "worst")]
+    for file in files:
+        with PillowImage.open(file) as picture:
+            assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 3
+
+
+def davis(root: Path) -> Path:
+    for film in ("bear", "cows"):
+        for part in ("JPEGImages", "Annotations"):
+            (root / part / "480p" / film).mkdir(parents=True)
+        for frame in range(2):
+            PillowImage.new("RGB", (20, 10)).save(root / "JPEGImages/480p" / film / f"{frame:05d}.jpg")
+            labels = np.zeros((10, 20), np.uint8)
+            labels[2:5, 3:9], labels[6:8, 3:9] = 1, 255
+            PillowImage.fromarray(labels).save(root / "Annotations/480p" / film / f"{frame:05d}.png")
+    return root
+
+
+def test_davis_frames_are_read_with_every_value_an_object(tmp_path: Path) -> None:
+    items = open_images(davis(tmp_path))
+    assert [item.name for item in items] == [f"480p/{film}/{k:05d}.jpg" for film in ("bear", "cows") for k in (0, 1)]
+    assert items[0].read().masks.sum(axis=(1, 2)).tolist() == [18, 12]
+
+
+def test_davis_without_frames_is_refused(tmp_path: Path) -> None:
+    root = davis(tmp_path)
+    for file in (root / "JPEGImages/480p/bear").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="2 of 4 samples cannot be used"):
+        open_images(root)
+
+
+def test_items_of_a_data_set_keep_its_order(shared: Path) -> None:
+    from segment_anything.datasets import open_dataset
+
+    dataset = open_dataset(shared / "data/eval/coco_nc")
+    items = images_of(dataset)
+    assert [item.name for item in items] == [sample.name for sample in dataset.samples]
