@@ -274,6 +274,8 @@ def _seed_worker(worker: int) -> None:
     info = torch.utils.data.get_worker_info()
     info.dataset.seed = info.dataset.seed * 64 + worker
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # not on the core that a pinned trainer was given
 
 
 def main(options: Options) -> None:

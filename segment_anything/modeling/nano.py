@@ -149,6 +149,7 @@ class DrawnPromptEncoder(PromptEncoder):
         self.drawing = nn.Sequential(
             nn.Conv2d(8, 32, 3, padding=1), activation(), nn.Conv2d(32, embed_dim, 1, bias=False)
         )
+        nn.init.normal_(self.drawing[2].weight, std=0.3)  # as loud as the image embedding from the first step
 
     def forward(
         self, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None

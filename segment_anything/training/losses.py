@@ -16,13 +16,16 @@ DICE_WEIGHT = 1.0
 IOU_WEIGHT = 1.0
 
 
-def focal_loss(logits: torch.Tensor, truth: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0) -> torch.Tensor:
+def focal_loss(
+    logits: torch.Tensor, truth: torch.Tensor, alpha: float | None = None, gamma: float = 2.0
+) -> torch.Tensor:
     """Mean focal loss of every mask.
 
     Args:
         logits: (N, K, h, w).
         truth: (N, 1, h, w) in 0..1, the same type as `logits`.
-        alpha: weight of foreground pixels, background gets 1 - alpha; negative for none.
+        alpha: weight of foreground pixels, background gets 1 - alpha. The paper names none; 0.25, usual in
+            detection, draws boundaries inwards.
         gamma: how strongly easy pixels are discounted.
 
     Returns:
@@ -33,7 +36,7 @@ def focal_loss(logits: torch.Tensor, truth: torch.Tensor, alpha: float = 0.25, g
     probability = logits.sigmoid()
     miss = probability + truth - 2 * probability * truth  # 1 - p_t
     loss = cross_entropy * miss**gamma
-    if alpha >= 0:
+    if alpha is not None:
         loss = loss * ((1 - alpha) + (2 * alpha - 1) * truth)
     return loss.mean(dim=(2, 3))
 

@@ -1,0 +1,347 @@
+"""`Sam`: encode an image once, decode any number of prompts on it.
+
+Segment Anything, https://arxiv.org/abs/2304.02643. The three networks know nothing of images and people; this class
+knows the frames: original pixels outside, input pixels and embedding cells inside.
+
+Letters: B images, N objects, C masks of each, H x W original pixels, S side of the square input, g embedding cells a
+side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.functional import interpolate, pad
+
+from segment_anything.embedding import ImageEmbedding, fingerprint_image, fingerprint_weights
+from segment_anything.geometry import ImageGeometry
+from segment_anything.images import check_image_array
+from segment_anything.modeling.mask_decoder import MaskDecoder
+from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
+from segment_anything.prompts import Prompt, Prompts
+from segment_anything.utils.transforms import ResizeLongestSide
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Masks of N objects in one image, at low resolution until somebody wants them larger."""
+
+    low_res_logits: torch.Tensor
+    """(N, C, 4g, 4g), in the frame of the padded input."""
+    iou_predictions: torch.Tensor
+    """(N, C)."""
+    geometry: ImageGeometry
+    """How the image lies in the model's input."""
+
+    def __len__(self) -> int:
+        return len(self.low_res_logits)
+
+    def logits(self) -> torch.Tensor:
+        """(N, C, H, W) float32 logits in original pixels."""
+        return upscale_masks(self.low_res_logits, self.geometry)
+
+    def masks(self, threshold: float = 0.0) -> torch.Tensor:
+        """(N, C, H, W) bool in original pixels."""
+        return self.logits() > threshold
+
+    def best(self) -> "Decoded":
+        """Of each object's masks the one with the highest predicted IoU: C = 1."""
+        index = self.iou_predictions.argmax(dim=1)
+        rows = torch.arange(len(index), device=index.device)
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[rows, index][:, None],
+            iou_predictions=self.iou_predictions[rows, index][:, None],
+        )
+
+
+def upscale_masks(masks: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
+    """Low-resolution logits (N, C, h, w) to original pixels (N, C, H, W), float32: up to the input, crop, resize."""
+    height, width = geometry.input_size_hw
+    side = (geometry.image_size, geometry.image_size)
+    masks = interpolate(masks.float(), side, mode="bilinear", align_corners=False)[..., :height, :width]
+    return interpolate(masks, geometry.original_size_hw, mode="bilinear", align_corners=False)
+
+
+class Sam(nn.Module):
+    """A promptable segmentation model."""
+
+    mask_threshold: float = 0.0
+    """Logits above this are object."""
+    image_format: str = "RGB"
+    """Order of channels that the image encoder wants."""
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+    ) -> None:
+        """Join the three networks.
+
+        Args:
+            image_encoder: (B, 3, S, S) -> (B, C, g, g), with an attribute `img_size` = S.
+            prompt_encoder: prompts -> tokens and dense map.
+            mask_decoder: embedding, tokens, dense map -> masks.
+            pixel_mean: of RGB values 0..255, subtracted from the input.
+            pixel_std: of RGB values 0..255, which the input is divided by.
+        """
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.name = "sam"
+        self.pixel_mean: torch.Tensor
+        self.pixel_std: torch.Tensor
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self._fingerprint: tuple[object, str] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pixel_mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.prompt_encoder.no_mask_embed.weight.dtype
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square input, in pixels."""
+        return int(self.image_encoder.img_size)  # type: ignore[arg-type]
+
+    @property
+    def embedding_size(self) -> int:
+        """Embedding cells a side, g."""
+        return self.prompt_encoder.image_embedding_size[0]
+
+    @property
+    def mask_input_size(self) -> int:
+        """Side of low-resolution masks, 4g."""
+        return self.prompt_encoder.mask_input_size[0]
+
+    def fingerprint(self) -> str:
+        """A short name of the image encoder's weights, which an embedding carries; kept until a weight changes."""
+        tensors = dict(self.image_encoder.state_dict(keep_vars=True))
+        key = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in tensors.values())
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            self._fingerprint = (key, fingerprint_weights(tensors))
+        return self._fingerprint[1]
+
+    def preprocess(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise pixels and pad to the square input.
+
+        Args:
+            x: (..., 3, h, w) RGB 0..255, longest side at most S.
+
+        Returns:
+            (..., 3, S, S) in the model's type.
+        """
+        x = ((x.to(self.device).float() - self.pixel_mean.float()) / self.pixel_std.float()).to(self.dtype)
+        height, width = x.shape[-2:]
+        return pad(x, (0, self.image_size - width, 0, self.image_size - height))
+
+    def postprocess_masks(
+        self, masks: torch.Tensor, input_size: tuple[int, ...], original_size: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Low-resolution logits to original pixels.
+
+        Args:
+            masks: (N, C, h, w).
+            input_size: height and width in input pixels, without padding.
+            original_size: (H, W).
+
+        Returns:
+            (N, C, H, W) float32 logits.
+        """
+        side = (self.image_size, self.image_size)
+        masks = interpolate(masks.float(), side, mode="bilinear", align_corners=False)
+        masks = masks[..., : input_size[0], : input_size[1]]
+        return interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
+
+    def forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, torch.Tensor]]:
+        """Encode and decode a list of images, each with its own prompts, already in the input's frame.
+
+        Gradients flow; put `torch.no_grad()` around it for inference.
+
+        Args:
+            batched_input: for each image a dict of "image" (3, h, w) resized RGB 0..255, "original_size" (H, W), and
+                of any of "point_coords" (N, P, 2), "point_labels" (N, P), "boxes" (N, 4), "mask_inputs"
+                (N, 1, 4g, 4g), coordinates in input pixels (`ResizeLongestSide`).
+            multimask_output: three masks of each prompt, or one.
+
+        Returns:
+            for each image a dict of "masks" (N, C, H, W) bool, "iou_predictions" (N, C) and "low_res_logits"
+            (N, C, 4g, 4g).
+        """
+        images = torch.stack([self.preprocess(item["image"]) for item in batched_input])
+        outputs = []
+        for item, features in zip(batched_input, self.image_encoder(images), strict=True):
+            points = (item["point_coords"], item["point_labels"]) if "point_coords" in item else None
+            low_res, iou = self.predict_low_res(
+                features[None], points, item.get("boxes"), item.get("mask_inputs"), multimask_output
+            )
+            masks = self.postprocess_masks(low_res, item["image"].shape[-2:], item["original_size"])
+            outputs.append(
+                {"masks": masks > self.mask_threshold, "iou_predictions": iou, "low_res_logits": low_res}
+            )
+        return outputs
+
+    def predict_low_res(
+        self,
+        features: torch.Tensor,
+        points: Points | None,
+        boxes: torch.Tensor | None,
+        masks: torch.Tensor | None,
+        multimask_output: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode the prompts of N objects in one image: the one place where prompts meet an embedding.
+
+        Args:
+            features: (1, C, g, g).
+            points: coordinates (N, P, 2) in input pixels and labels (N, P), or None.
+            boxes: (N, 4) in input pixels, or None.
+            masks: (N, 1, 4g, 4g) logits, or None.
+            multimask_output: three masks of each prompt, or one.
+
+        Returns:
+            Logits (N, 3 or 1, 4g, 4g) and predicted IoU (N, 3 or 1).
+        """
+        device = self.device
+        if points is not None:
+            points = points[0].to(device, torch.float32), points[1].to(device)
+        sparse, dense = self.prompt_encoder(
+            points,
+            None if boxes is None else boxes.to(device, torch.float32),
+            None if masks is None else masks.to(device, self.dtype),
+        )
+        low_res, iou = self.mask_decoder(
+            image_embeddings=features.to(device, self.dtype),
+            image_pe=self.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask_output,
+        )
+        return low_res.float(), iou.float()
+
+    def encode(self, image: npt.NDArray[np.uint8]) -> ImageEmbedding:
+        """Encode one image, (H, W, 3) uint8 RGB. Gradients flow unless the caller switches them off.
+
+        Raises:
+            ValueError: if it is no such array.
+        """
+        return self.encode_batch([image])[0]
+
+    def encode_batch(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageEmbedding]:
+        """Encode several images, each (H, W, 3) uint8 RGB of any size, in one pass of the network."""
+        checked = [check_image_array(image) for image in images]
+        if not checked:
+            return []
+        resize = ResizeLongestSide(self.image_size)
+        inputs = [torch.from_numpy(resize.apply_image(image)).permute(2, 0, 1) for image in checked]
+        batch = torch.stack([self.preprocess(tensor) for tensor in inputs])
+        weights = self.fingerprint()
+        return [
+            ImageEmbedding(
+                features[None],
+                ImageGeometry((image.shape[0], image.shape[1]), self.image_size),
+                self.name,
+                weights,
+                fingerprint_image(image),
+            )
+            for image, features in zip(checked, self.image_encoder(batch), strict=True)
+        ]
+
+    def decode(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts | Prompt | Sequence[Prompt],
+        multimask_output: bool | None = True,
+        batch_size: int = 64,
+    ) -> Decoded:
+        """Masks for the prompts of many objects. Touches no state: any number of threads may decode one embedding.
+
+        Args:
+            embedding: of the image, made by this model.
+            prompts: one for each object, in original pixels, each with any mix of points, box and mask.
+            multimask_output: three masks of each object, or one; None gives one by the paper's rule: for a single
+                point the best of three, for anything else the single mask.
+            batch_size: objects decoded at once.
+
+        Returns:
+            `Decoded` of N objects in the order given; N may be 0.
+
+        Raises:
+            ValueError: if the embedding was made by other weights, or a prompt does not fit the image.
+        """
+        self.check_embedding(embedding)
+        prompts = Prompts([prompts] if isinstance(prompts, Prompt) else prompts)
+        for prompt in prompts:
+            prompt.check_inside(embedding.geometry.original_size_hw)
+        completed = [prompt.completed() for prompt in prompts]
+        groups: dict[object, list[int]] = {}
+        for index, prompt in enumerate(completed):  # only objects with the same number of tokens share a batch
+            groups.setdefault(_signature(prompt, multimask_output), []).append(index)
+        parts: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
+        for indices in groups.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                parts.append((batch, *self._decode_alike(embedding, [completed[i] for i in batch], multimask_output)))
+        count = 3 if multimask_output else 1
+        if not parts:
+            side = self.mask_input_size
+            empty = torch.empty((0, count, side, side), device=self.device)
+            return Decoded(empty, torch.empty((0, count), device=self.device), embedding.geometry)
+        order = torch.tensor([index for batch, _, _ in parts for index in batch]).argsort().to(self.device)
+        low_res = torch.cat([part[1] for part in parts])
+        iou = torch.cat([part[2] for part in parts])
+        return Decoded(
+            low_res if len(parts) == 1 else low_res[order], iou if len(parts) == 1 else iou[order], embedding.geometry
+        )
+
+    def _decode_alike(
+        self, embedding: ImageEmbedding, prompts: list[Prompt], multimask_output: bool | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode objects whose prompts have the same parts."""
+        geometry = embedding.geometry
+        points = boxes = masks = None
+        if len(prompts[0]):
+            coords = torch.from_numpy(np.stack([p.points_xy for p in prompts]))  # type: ignore[arg-type]
+            labels = torch.from_numpy(np.stack([p.labels for p in prompts]))  # type: ignore[arg-type]
+            points = geometry.points_to_input(coords), labels
+        if prompts[0].box_xyxy is not None:
+            boxes = geometry.boxes_to_input(torch.from_numpy(np.stack([p.box_xyxy for p in prompts])))  # type: ignore[arg-type]
+        logits = [p.low_res_logits(geometry, self.mask_input_size) for p in prompts]
+        if logits[0] is not None:
+            masks = torch.stack(logits)  # type: ignore[arg-type]
+        three = prompts[0].is_ambiguous if multimask_output is None else multimask_output
+        low_res, iou = self.predict_low_res(embedding.features, points, boxes, masks, three)
+        if multimask_output is None and three:
+            best = Decoded(low_res, iou, geometry).best()
+            return best.low_res_logits, best.iou_predictions
+        return low_res, iou
+
+    def check_embedding(self, embedding: ImageEmbedding) -> None:
+        """Refuse an embedding that these weights did not make.
+
+        Raises:
+            ValueError: naming both models.
+        """
+        if embedding.geometry.image_size != self.image_size or embedding.weights_fingerprint != self.fingerprint():
+            raise ValueError(
+                f"this embedding was made by other weights ({embedding.model}, input {embedding.geometry.image_size}) "
+                f"than this model's ({self.name}, input {self.image_size}): encode the image again."
+            )
+
+
+def _signature(prompt: Prompt, multimask_output: bool | None) -> tuple[int, bool, bool, bool]:
+    has_mask = prompt.mask is not None or prompt.mask_logits is not None
+    return len(prompt), prompt.box_xyxy is not None, has_mask, multimask_output is None and prompt.is_ambiguous
