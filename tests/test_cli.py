@@ -190,7 +190,7 @@ class TestPredict:
         assert len(json.loads(result.stdout)["annotations"]) == 1
 
     def test_a_cutout_is_the_mask_with_transparency(self, photo: Path, tmp_path: Path) -> None:
-        run("predict", photo, "--box", "10,5,50,45", "--cutout", "--out", tmp_path, *RANDOM)
+        run("predict", photo, "--point", "30,24", "--cutout", "--out", tmp_path, *RANDOM)
         [record] = load(tmp_path / "disc.json")["annotations"]
         with Image.open(tmp_path / "disc_cutout_1.png") as image:
             assert image.mode == "RGBA"
@@ -355,11 +355,12 @@ class TestJobs:
             (tmp_path / name).touch()
         assert self.names([str(tmp_path)], tmp_path / "out") == ["a.jpg", "a.png", "b"]
 
-    def test_results_inside_the_searched_folder_are_no_images(self, tmp_path: Path) -> None:
-        (tmp_path / "out").mkdir()
-        for name in ("a.png", "out/a_overlay.png"):
+    def test_results_written_beside_their_images_are_no_images(self, tmp_path: Path) -> None:
+        (tmp_path / "a_masks").mkdir()
+        for name in ("a.png", "a_overlay.png", "a_masks/0.png", "a_masks/metadata.csv"):
             (tmp_path / name).touch()
-        assert self.names([f"{tmp_path}/**/*.png"], tmp_path / "out") == ["a"]
+        assert self.names([f"{tmp_path}/**/*.png"], tmp_path) == ["a"]
+        assert self.names([str(tmp_path / "a_overlay.png")], tmp_path) == ["a_overlay"]
 
     def test_an_image_named_twice_is_done_once(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").touch()
@@ -401,7 +402,7 @@ class TestModelsAndDoctor:
         assert set(names) == {"nano", "vit_t", "vit_b", "vit_l", "vit_h"}
         assert names[-1] == "vit_h"
         table = run("models").stdout
-        assert "640" in table  # million parameters of vit_h
+        assert "641.1 M" in table  # numbers in parameters of vit_h
         assert "sam_vit_h_4b8939.pth" in table
 
     def test_models_finds_weights_in_the_cache_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ class Job:
 
 
 def find_jobs(sources: Sequence[str], out: Path) -> list[Job]:
-    """The images that files, folders and patterns mean, each once; results of earlier runs in `out` are left out.
+    """The images that files, folders and patterns mean, each once; results of earlier runs are left out.
 
     Raises:
         FileNotFoundError: if something that is no pattern does not exist.
@@ -29,7 +29,7 @@ def find_jobs(sources: Sequence[str], out: Path) -> list[Job]:
     for source in sources:
         root = _root(source)
         for image in list_images(source):
-            if out.resolve() not in image.resolve().parents:
+            if image == Path(source) or not _is_result(image, out):
                 named.setdefault(image, image.relative_to(root))
     if not named:
         raise ValueError(f"no images in {', '.join(sources)}.")
@@ -45,6 +45,12 @@ def find_jobs(sources: Sequence[str], out: Path) -> list[Job]:
             "'photos/**/*.jpg', so that results keep the folders."
         )
     return jobs
+
+
+def _is_result(image: Path, out: Path) -> bool:
+    """Whether an image is a picture or a mask that an earlier run wrote, for results kept beside their images."""
+    inside = out.resolve() in image.resolve().parents
+    return inside and (image.name.endswith("_overlay.png") or image.with_name("metadata.csv").exists())
 
 
 def _root(source: str) -> Path:

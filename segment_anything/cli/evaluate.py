@@ -29,7 +29,13 @@ from segment_anything.evaluation.options import (
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-app = typer.Typer(rich_markup_mode="markdown", pretty_exceptions_show_locals=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    no_args_is_help=True,
+    add_completion=False,
+    help=__doc__,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segment_anything._amg_options import AutomaticMaskOptions
+from segment_anything.cli._console import complaints
 from segment_anything.cli._files import write_json
 from segment_anything.cli._jobs import Job, find_jobs
 from segment_anything.cli._model import ModelOptions
@@ -119,7 +120,7 @@ class _Run:
     overwrite: bool
     max_pixels: int | None
     summary: Summary
-    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+    console: Console = field(default_factory=complaints)
 
     def do(self, jobs: Sequence[Job], make_generator: Callable[[], SamAutomaticMaskGenerator]) -> Summary:
         """Write what is wanted of each image and not there yet. Without a new image no model is loaded."""
@@ -141,7 +142,7 @@ class _Run:
             if records is None and generator is not None:
                 records = [*generator.generate(pixels)]
                 if generator.last_explanation:
-                    self.console.print(f"{job.image}\n{generator.last_explanation}", markup=False)
+                    self.console.print(f"{job.image}\n{generator.last_explanation}")
         except (ValueError, OSError, MemoryError, RuntimeError) as error:  # of this image: the others go on
             self._note_failure(job.image, error)
             return
@@ -156,7 +157,7 @@ class _Run:
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if str(image) in reason else f"{image}: {reason}"
         self.summary.failed.append({"file": str(image), "error": reason})
-        self.console.print(f"failed: {reason}", markup=False)
+        self.console.print(f"failed: {reason}")
 
 
 def _in_words(summary: Summary, out: Path) -> str:

@@ -5,19 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
+from segment_anything.cli._console import print_table
+
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
     rows = [_row(name) for name in _names()]
     if as_json:
         print(json.dumps(rows))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "parameters", "image size", "weights", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["model"], f"{row['parameters'] / 1e6:.1f} M", str(row["image_size"]), _weights(row))
-    Console(highlight=False, soft_wrap=True).print(table)
+    cells = [(row["model"], f"{row['parameters'] / 1e6:.1f} M", str(row["image_size"]), _weights(row)) for row in rows]
+    print_table(("model", "parameters", "image size", "weights"), cells)
 
 
 def _names() -> list[str]:

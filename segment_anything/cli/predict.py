@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from segment_anything.cli._console import print_table
 from segment_anything.cli._files import write_json, write_png
 from segment_anything.cli._model import ModelOptions
 from segment_anything.cli._options import Panel, expand_dataclasses
@@ -192,15 +193,15 @@ def _draw(pixels: np.ndarray, asked: Asked, found: list[Found]) -> np.ndarray:
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("mask", "predicted IoU", "area", "box x, y, w, h", "file", box=None, pad_edge=False)
-    for record in report["annotations"]:
-        box = ", ".join(map(str, record["bbox"]))
-        table.add_row(
-            str(record["id"]), f"{record['predicted_iou']:.3f}", f"{record['area']:,} px", box, record["file"]
+    rows = [
+        (
+            str(record["id"]),
+            f"{record['predicted_iou']:.3f}",
+            f"{record['area']:,} px",
+            ", ".join(map(str, record["bbox"])),
+            record["file"],
         )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
-    console.print(f"{report['seconds']:.2f} s with {report['model']}; picture: {report['overlay']}", markup=False)
+        for record in report["annotations"]
+    ]
+    print_table(("mask", "predicted IoU", "area", "box x, y, w, h", "file"), rows)
+    print(f"{report['seconds']:.2f} s with {report['model']}; picture: {report['overlay']}")
