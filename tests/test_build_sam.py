@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filled import filled
 
 from segment_anything.architectures import ARCHITECTURES, assemble, without_initialisation
 from segment_anything.build_sam import build_sam, build_sam_vit_h, load_sam, sam_model_registry
 from segment_anything.checkpoints import BUNDLED, CheckpointError, save_checkpoint
-from segment_anything.modeling import Sam
 
 SMALL = {"vit_b": 64, "vit_t": 64, "nano": 64}
 """Models that a test can afford, and an input size for each."""
@@ -127,11 +125,3 @@ def test_auto_takes_the_best_device_that_is_there() -> None:
 def test_an_unknown_model_is_answered_with_the_names() -> None:
     with pytest.raises(ValueError, match=r"name must be one of nano, vit_b, vit_h, vit_l, vit_t; got 'sam_b'"):
         load_sam("sam_b")
-
-
-def parity_sam(name: str) -> Sam:
-    """The model under the weights of the parity files."""
-    with without_initialisation():
-        sam = assemble(name)
-    sam.load_state_dict(filled(sam.state_dict()))
-    return sam.eval()

@@ -28,7 +28,7 @@ ROWS = [
 
 CONFINED = {
     "onnxruntime": ("_onnxruntime",),
-    "safetensors": ("_weight_file", "checkpoints", "embedding"),
+    "safetensors": ("_weight_file", "checkpoints", "embedding", "training"),
     "onnx": ("export", "onnx", "utils.onnx"),
     "onnxscript": ("export", "onnx", "utils.onnx"),
     "transformers": ("text", "detectors", "grounding"),
