@@ -11,6 +11,7 @@ from segment_anything.evaluation.metrics import (
     iou,
     recall_hits,
 )
+from segment_anything.masks import boundary
 
 
 def drawn(*rows: str) -> np.ndarray:
@@ -30,6 +31,18 @@ def test_boundary_iou_sees_a_hole_that_iou_hardly_sees() -> None:
     assert iou(holed, truth) > 0.999
     assert boundary_iou(truth, truth) == 1
     assert boundary_iou(holed, truth) < 0.98
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boundary_iou_equals_that_of_whole_boundaries(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    a, b = np.zeros((90, 130), bool), np.zeros((90, 130), bool)
+    for mask in (a, b):
+        for _ in range(3):
+            (y, x), (h, w) = random.integers(0, 80, 2), random.integers(1, 50, 2)
+            mask[y : y + h, x : x + w] = True
+    assert boundary_iou(a, b) == iou(boundary(a), boundary(b))
+    assert boundary_iou(a & False, b & False) == 0
 
 
 def test_clicks_are_counted_until_the_target_is_reached() -> None:

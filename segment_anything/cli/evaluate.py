@@ -166,6 +166,7 @@ def proposals(
     """Recall of automatic masks (AR@10, 100, 1000), without classes, by size."""
     from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
     from segment_anything.evaluation.data import open_images
+    from segment_anything.evaluation.interact import weights_of
     from segment_anything.evaluation.proposals import PAPER_OPTIONS, Proposals
 
     settings = {
@@ -178,7 +179,7 @@ def proposals(
     sam = model.load()
     full = asdict(AutomaticMaskOptions(**settings))
     generator: Any = SamAutomaticMaskGenerator(sam, **full)
-    protocol = Proposals(generator.generate, {**full, "weights": sam.fingerprint()})
+    protocol = Proposals(generator.generate, {**full, "weights": weights_of(sam)})
     _measure(protocol, items, run, sam, str(data), 0)
 
 
@@ -239,7 +240,9 @@ def _measure(
 def _provenance(make: Callable[..., Any], sam: Sam | None, data: str, seed: int) -> Any:
     if sam is None:
         return make(model="none", weights="none", data=data, seed=seed)
-    return make(model=sam.name, weights=sam.fingerprint(), data=data, seed=seed, device=sam.device)
+    from segment_anything.evaluation.interact import weights_of
+
+    return make(model=sam.name, weights=weights_of(sam), data=data, seed=seed, device=sam.device)
 
 
 def _track() -> Callable[[Sequence[Any]], Iterable[Any]]:

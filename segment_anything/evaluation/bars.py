@@ -119,8 +119,12 @@ def measure_bars(
                 ),
             )
             items = images_of(open_dataset(path))
-        done = run(protocol, items[:limit], track=track)
-        yield DataValues(name, dict(protocol.values(done.rows)), done.skipped)
+        try:
+            done = run(protocol, items[:limit], track=track)
+        except ValueError as error:  # one damaged data set must not cost the figures of the others
+            yield DataValues(name, {}, (f"{name}: {error}",))
+        else:
+            yield DataValues(name, dict(protocol.values(done.rows)), done.skipped)
 
 
 def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:

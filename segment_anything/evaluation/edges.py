@@ -21,6 +21,7 @@ from segment_anything.evaluation.edge_scores import (
     default_thresholds,
     score_edges,
 )
+from segment_anything.evaluation.interact import weights_of
 from segment_anything.evaluation.options import EdgeMapOptions, EdgeOptions
 from segment_anything.evaluation.runs import Row, Value
 from segment_anything.modeling import Sam
@@ -48,7 +49,7 @@ class Edges:
     def of_model(cls, sam: Sam, options: EdgeOptions | None = None, maps: EdgeMapOptions | None = None) -> "Edges":
         """Score the edges that a model finds."""
         chosen = maps or EdgeMapOptions()
-        origin = {"weights": sam.fingerprint(), **asdict(chosen)}
+        origin = {"weights": weights_of(sam), **asdict(chosen)}
         return cls(lambda _, image: edge_map(sam, image, chosen), origin, options)
 
     @classmethod

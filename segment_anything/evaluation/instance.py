@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segment_anything._optional import require
 from segment_anything.datasets import SampleError
-from segment_anything.evaluation.interact import objects_at_once
+from segment_anything.evaluation.interact import objects_at_once, usable_boxes, weights_of
 from segment_anything.evaluation.options import InstanceOptions
 from segment_anything.evaluation.runs import Row, Value
 from segment_anything.images import ImageReadError, read_image
@@ -124,7 +124,7 @@ class Instance:
 
     def settings(self) -> Mapping[str, Any]:
         """Options and weights."""
-        return {**asdict(self.options), "weights": self.sam.fingerprint()}
+        return {**asdict(self.options), "weights": weights_of(self.sam)}
 
     def measure(self, item: DetectedImage) -> Row:
         """COCO results of one image."""
@@ -164,7 +164,7 @@ def boxes_to_rles(
         embedding = sam.encode(image)
         step = objects_at_once(embedding.geometry.original_size_hw, masks=1)
         for start in range(0, len(boxes_xyxy), step):
-            prompts = Prompts.from_boxes(boxes_xyxy[start : start + step])
+            prompts = Prompts.from_boxes(usable_boxes(boxes_xyxy[start : start + step], image.shape[:2]))
             decoded = sam.decode(embedding, prompts, multimask_output=best_of_three).best()
             masks = decoded.masks(sam.mask_threshold)[:, 0].cpu().numpy()
             rles += [{"size": list(rle["size"]), "counts": rle_to_coco(rle)} for rle in encode_rles(masks)]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segment_anything.embedding import ImageEmbedding
+from segment_anything.embedding import ImageEmbedding, fingerprint_weights
 from segment_anything.evaluation.metrics import Bool, boundary_iou, iou
 from segment_anything.evaluation.options import ClickMasks
 from segment_anything.masks import mask_to_box
@@ -52,6 +52,19 @@ class BoxResult:
     """(H, W) bool."""
 
 
+def weights_of(sam: Sam) -> str:
+    """A short name of all weights; `Sam.fingerprint` tells those of the image encoder only."""
+    return fingerprint_weights(dict(sam.state_dict()))[:16]
+
+
+def usable_boxes(boxes_xyxy: NDArray[np.float64], size_hw: tuple[int, ...]) -> NDArray[np.float64]:
+    """Boxes (N, 4) clipped to the image and at least one pixel wide and high, as a prompt must be."""
+    height, width = size_hw
+    low = np.clip(boxes_xyxy[:, :2], 0, [width - 1, height - 1])
+    high = np.clip(boxes_xyxy[:, 2:], 0, [width, height])
+    return np.concatenate([low, np.maximum(high, low + 1)], axis=1)
+
+
 def objects_at_once(size_hw: tuple[int, int], masks: int = 3) -> int:
     """How many objects may be decoded together so that full-size logits stay within bounds."""
     return max(1, _PIXELS_AT_ONCE // (masks * size_hw[0] * size_hw[1]))
@@ -71,7 +84,8 @@ def boxes_to_masks(
     results: list[BoxResult] = []
     step = objects_at_once(embedding.geometry.original_size_hw, masks=1)
     for start in range(0, len(truths), step):
-        prompts = [Prompt.make(box=box) for box in boxes_xyxy[start : start + step]]
+        boxes = usable_boxes(boxes_xyxy[start : start + step], truths.shape[1:])
+        prompts = [Prompt.make(box=box) for box in boxes]
         masks, predicted, _ = _decode(sam, embedding, prompts, multimask=False)
         for mask, quality, truth in zip(masks[:, 0], predicted[:, 0], truths[start : start + step], strict=True):
             results.append(BoxResult(iou(mask, truth), float(quality), boundary_iou(mask, truth), mask))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segment_anything.masks import boundary
+from segment_anything.masks import boundary, mask_to_box
 
 Floats = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -29,8 +29,20 @@ def iou(a: Bool, b: Bool) -> float:
 
 
 def boundary_iou(a: Bool, b: Bool, dilation_ratio: float = 0.02) -> float:
-    """IoU of the bands inside the borders of two masks (H, W) (https://arxiv.org/abs/2103.16562)."""
-    return iou(boundary(a, dilation_ratio), boundary(b, dilation_ratio))
+    """IoU of the bands inside the borders of two masks (H, W) (https://arxiv.org/abs/2103.16562).
+
+    Args:
+        a, b: (H, W) bool.
+        dilation_ratio: width of the band as a share of the image's diagonal, at least one pixel.
+    """
+    width_px = max(1, round(dilation_ratio * float(np.hypot(*a.shape))))
+    x0, y0, x1, y1 = (int(side) for side in mask_to_box(a | b))
+    if x1 == 0:
+        return 0.0
+    # Around the masks there is background, as there is beyond the image's edge: the part around them is enough.
+    part = (slice(y0, y1), slice(x0, x1))
+    ratio = width_px / float(np.hypot(y1 - y0, x1 - x0))
+    return iou(boundary(a[part], ratio), boundary(b[part], ratio))
 
 
 def clicks_needed(ious: Sequence[float], target: float, limit: int) -> tuple[int, bool]:

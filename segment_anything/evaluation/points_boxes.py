@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from segment_anything.detectors import BoxFile
 from segment_anything.embedding import ImageEmbedding
 from segment_anything.evaluation.data import Image
-from segment_anything.evaluation.interact import boxes_to_masks, click_through
+from segment_anything.evaluation.interact import boxes_to_masks, click_through, weights_of
 from segment_anything.evaluation.metrics import AREA_RANGES, Bool, calibration, clicks_needed
 from segment_anything.evaluation.options import PointsBoxesOptions
 from segment_anything.evaluation.runs import Row, Value
@@ -49,7 +49,7 @@ class PointsBoxes:
     def settings(self) -> Mapping[str, Any]:
         """Options and weights."""
         file = None if self.detections is None else str(self.detections.path)
-        return {**asdict(self.options), "detections": file, "weights": self.sam.fingerprint()}
+        return {**asdict(self.options), "detections": file, "weights": weights_of(self.sam)}
 
     def measure(self, item: Image) -> Row:
         """IoU of every object of one image for every prompt, and the time it took."""

@@ -82,5 +82,5 @@ class Proposals:
 
 def proposal_score(record: MaskRecord) -> float:
     """Mean of predicted IoU and stability score; a score that is missing counts as the other one."""
-    scores = [record[key] for key in ("predicted_iou", "stability_score") if key in record]  # type: ignore[literal-required]
+    scores = [record[key] for key in ("predicted_iou", "stability_score") if key in record]
     return float(np.mean(scores)) if scores else 0.0
