@@ -9,10 +9,10 @@ import torch
 from filled import filled
 from numpy.typing import NDArray
 from PIL import Image
-from segment_anything.predictor import SamPredictor
 
 from segment_anything.architectures import assemble, without_initialisation
 from segment_anything.modeling import Sam
+from segment_anything.predictor import SamPredictor
 
 EXPECTED_SMALL = Path(__file__).parent / "data" / "vit_t_small.npz"
 Values = dict[str, NDArray[np.generic]]

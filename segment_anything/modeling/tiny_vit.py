@@ -1,8 +1,8 @@
 """The TinyViT image encoder of MobileSAM (`vit_t`), compatible with its published checkpoint.
 
 A convolutional stem and stage, then three stages of windowed attention with a depthwise convolution between attention
-and MLP (TinyViT, https://arxiv.org/abs/2207.10666). MobileSAM (https://arxiv.org/abs/2306.14289) keeps the last stage at
-the resolution of the third and puts SAM's neck behind it, so that the mask decoder of SAM fits.
+and MLP (TinyViT, https://arxiv.org/abs/2207.10666). MobileSAM (https://arxiv.org/abs/2306.14289) keeps the last stage
+at the resolution of the third and puts SAM's neck behind it, so that the mask decoder of SAM fits.
 
 Letters: B images, C channels, H and W rows and columns of a feature map, S window side, N = S * S tokens of a window,
 A attention heads, D channels of a head, G embedding side (image side / 16).
@@ -251,6 +251,6 @@ def distance_index(window_size: int) -> Tensor:
 def init_linear(module: nn.Module) -> None:
     """Draws the weights of a linear layer from a narrow normal distribution, as ViTs are trained from."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
