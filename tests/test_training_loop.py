@@ -22,7 +22,7 @@ def options(**changes: object) -> LoopOptions:
 
 
 def test_learning_lowers_the_loss_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
-    outcome = Loop(WaveTask(Wave()), options(epochs=20), tmp_path).run()
+    outcome = Loop(WaveTask(Wave()), options(epochs=30), tmp_path).run()
     losses = [row["valid_loss"] for row in outcome.history]
     assert losses[-1] < losses[0] / 4
     assert outcome.best_epoch == losses.index(min(losses))

@@ -2,10 +2,11 @@
 
 The weight W (n x m) of a layer is frozen and replaced by W + (alpha / rank) B A with B (n x rank) = 0 and A (rank x m)
 random, so that training starts from the model as it is. It is a torch parametrisation: the layer keeps its class and
-everything that reads its `weight` sees the adapted one; `merge_lora` leaves a plain weight and the original names.
+everything that reads its `weight` sees the adapted one; `merge_lora` leaves plain layers with the original names.
 Unlike QLoRA and the like it saves gradients and optimiser state, not the memory of the weights.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
@@ -40,7 +41,7 @@ def add_lora(
     """Freeze all of `module` and adapt its linear and dense convolution layers.
 
     Args:
-        module: changed in place.
+        module: changed in place; it holds the layers and is none itself.
         rank: of the added matrices.
         alpha: strength; None takes `rank`, so that the added matrix is B A itself.
         wanted: chooses layers by their name inside `module`; None takes all. Depthwise convolutions and layers with
@@ -57,7 +58,7 @@ def add_lora(
     module.requires_grad_(False)
     names = []
     for name, layer in list(module.named_modules()):
-        if _adaptable(layer) and (wanted is None or wanted(name)):
+        if name and _adaptable(layer) and (wanted is None or wanted(name)):
             assert isinstance(layer.weight, torch.Tensor)
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank, float(alpha or rank)))
             names.append(name)
@@ -67,23 +68,35 @@ def add_lora(
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Make every adapted weight a plain one, in place; parameters stay frozen as they are."""
-    for _, layer in _adapted_layers(module):
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    """Make every adapted layer a plain one again, with the adapted weight, in place; what is frozen stays frozen."""
+    for name, layer in list(_adapted_layers(module)):
+        parent, _, last = name.rpartition(".")
+        setattr(module.get_submodule(parent), last, _plain(layer))
 
 
-def merged_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict that `merge_lora` would lead to; `module` is not changed."""
-    adapted = {f"{name}.weight" if name else "weight": layer for name, layer in _adapted_layers(module)}
-    plain = {name: tensor for name, tensor in module.state_dict().items() if ".parametrizations." not in f".{name}"}
-    with torch.no_grad():
-        weights = {name: _weight(layer) for name, layer in adapted.items()}
-    return {**plain, **weights}
+def _plain(layer: nn.Module) -> nn.Module:
+    """The layer as it was before, with the adapted weight.
+
+    Not by `remove_parametrizations`: that changes the layer's class, which copies of the layer share.
+    """
+    kind: type[nn.Module] = type(layer).__mro__[1]
+    plain = kind.__new__(kind)
+    plain.__dict__.update(layer.__dict__)
+    plain._modules = {name: child for name, child in layer._modules.items() if name != "parametrizations"}
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    frozen = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    plain._parameters = {"weight": frozen, **layer._parameters}
+    return plain
 
 
-def _weight(layer: nn.Module) -> torch.Tensor:
-    assert isinstance(layer.weight, torch.Tensor)
-    return layer.weight.detach()
+def merged_copy(module: nn.Module) -> nn.Module:
+    """A copy with plain merged weights; the module itself when nothing in it is adapted."""
+    if next(_adapted_layers(module), None) is None:
+        return module
+    merged = copy.deepcopy(module)
+    merge_lora(merged)
+    return merged
 
 
 def _adaptable(layer: nn.Module) -> bool:

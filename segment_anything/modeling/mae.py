@@ -3,9 +3,9 @@
 Three quarters of an image's patches are hidden; the encoder sees the rest, and a small decoder, thrown away afterwards,
 draws the hidden ones. Which windows? None: as in ViTDet (https://arxiv.org/abs/2203.16527, section 3), the plain ViT is
 pre-trained, every visible token attending to all others without windows and without relative positions; these begin
-with the later training, with tables at zero. So the blocks of `ImageEncoderViT` are used here by their parameters only.
-Pre-training usually runs on small images (224 pixels, 14 x 14 patches): the position table is resampled when the weights
-go into SAM.
+with the later training, with tables at zero. So the blocks of `ImageEncoderViT` lend only their parameters here.
+Pre-training usually runs on small images (224 pixels, 14 x 14 patches): the position table is resampled when the
+weights go into SAM.
 
 Letters: B images, H x W patches, N = H * W, V visible patches, C width, D width of the decoder, M heads, P patch side.
 """

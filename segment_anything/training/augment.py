@@ -131,20 +131,28 @@ def draw_augmentation(
 
 
 def augment(sample: SegmentationSample, options: AugmentOptions, generator: np.random.Generator) -> SegmentationSample:
-    """One augmented copy of a sample, with the objects that are still to be seen.
-
-    If the crop shows none of them the image keeps its frame and is mirrored and coloured only.
-    """
+    """One augmented copy of a sample, with the objects that are still to be seen."""
     if options == NO_AUGMENTATION:
         return sample
-    height, width = sample.image.shape[:2]
-    drawn = draw_augmentation(options, (height, width), generator)
-    masks = drawn.masks(sample.masks)
-    visible = masks.sum(axis=(1, 2)) >= options.min_area_px
+    drawn, masks, labels = augment_masks(sample.masks, sample.labels, options, generator)
+    return SegmentationSample(drawn.image(sample.image), masks, labels, sample.name)
+
+
+def augment_masks(
+    masks: np.ndarray, labels: np.ndarray, options: AugmentOptions, generator: np.random.Generator
+) -> tuple[Augmentation, np.ndarray, np.ndarray]:
+    """What `augment` draws and does to masks (N, H, W) and labels (N,), without the image.
+
+    If the crop shows none of the objects the image keeps its frame and is mirrored and coloured only.
+    """
+    size_hw = (masks.shape[1], masks.shape[2])
+    drawn = draw_augmentation(options, size_hw, generator)
+    moved = drawn.masks(masks)
+    visible = moved.sum(axis=(1, 2)) >= options.min_area_px
     if len(masks) and not visible.any():
-        drawn = Augmentation((height, width), drawn.flip_x, drawn.flip_y, colour=drawn.colour)
-        masks, visible = drawn.masks(sample.masks), np.ones(len(masks), dtype=bool)
-    return SegmentationSample(drawn.image(sample.image), masks[visible], sample.labels[visible], sample.name)
+        drawn = Augmentation(size_hw, drawn.flip_x, drawn.flip_y, colour=drawn.colour)
+        moved, visible = drawn.masks(masks), np.ones(len(masks), dtype=bool)
+    return drawn, moved[visible], labels[visible]
 
 
 def _recolour(image: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:

@@ -35,14 +35,17 @@ class Workers:
         return values
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over all processes; a missing one counts as zero."""
+        """Replace every gradient by its sum over all processes; what no process used keeps none."""
         if self.count == 1:
             return
         chosen = list(parameters)
-        for parameter in chosen:
+        device = chosen[0].device
+        used = self.sum(torch.tensor([p.grad is not None for p in chosen], dtype=torch.float32, device=device))
+        present = [parameter for parameter, flag in zip(chosen, used.tolist(), strict=True) if flag]
+        for parameter in present:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._together([parameter.grad for parameter in chosen if parameter.grad is not None], divide=1)
+        self._together([parameter.grad for parameter in present if parameter.grad is not None], divide=1)
 
     def average_buffers(self, module: nn.Module) -> None:
         """Average the running statistics (batch normalisation) that each process gathered on its own images."""

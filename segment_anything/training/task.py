@@ -41,10 +41,14 @@ class Task(Protocol):
 
     module: nn.Module
     """Holds all parameters; those that require a gradient are trained, and saved with the buffers."""
-    source: Source
     metrics: tuple[str, ...]
     """Names of what `learn` sums up, the loss first."""
     default_lr: float
+
+    @property
+    def source(self) -> Source:
+        """Where its training samples come from."""
+        ...
 
     def learn(self, batch: Sequence[Any]) -> Learned:
         """Run forward and backward on loaded samples (there may be none)."""
