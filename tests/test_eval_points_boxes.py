@@ -70,6 +70,18 @@ def test_small_objects_are_left_out_on_request(tmp_path: Path) -> None:
     assert "box_truth_miou_small" not in values
 
 
+def test_of_many_objects_the_same_ones_are_drawn_for_the_same_seed(tmp_path: Path) -> None:
+    items = open_images(squares(tmp_path, count=8))
+
+    def drawn(seed: int) -> list[list[int]]:
+        options = PointsBoxesOptions(clicks=(), boxes=(), noc_limit=0, max_objects=1, seed=seed)
+        rows = run(PointsBoxes(ColourSam(), options), items).rows  # type: ignore[arg-type]
+        return [row["area_px"] for row in rows]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert {area for areas in drawn(0) for area in areas} == {200, 1600}
+
+
 def test_each_image_is_encoded_once(tmp_path: Path) -> None:
     sam = ColourSam()
     protocol = PointsBoxes(sam, PointsBoxesOptions(clicks=(1, 3), noc_limit=4))  # type: ignore[arg-type]
@@ -195,6 +207,7 @@ def test_sizes_without_objects_are_not_reported() -> None:
     ("options", "words"),
     [
         ({"clicks": (0, 1)}, "clicks must be numbers from 1 on"),
+        ({"max_objects": 0}, "max_objects must be at least 1, got 0"),
         ({"boxes": ("tight",)}, "boxes must be of truth, noisy, got 'tight'"),
         ({"click_masks": "two"}, "click_masks must be one of three, paper"),
         ({"noc_targets": (85.0,)}, r"noc_targets must lie in \(0, 1\]"),

@@ -66,6 +66,7 @@ def bars(
     click_masks: Annotated[str, typer.Option(help="Masks asked for after a click: three or paper.")] = "three",
     edge_images: Annotated[int, typer.Option(help="Photographs of BSDS500, evenly spaced; 200 is all.")] = 20,
     limit: Annotated[int | None, typer.Option(help="Only the first so many images of each set.")] = None,
+    max_objects: Annotated[int | None, typer.Option(help="Of each image only this many, drawn at random.")] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
@@ -85,6 +86,7 @@ def bars(
         data=only or DATA,
         edge_images=edge_images,
         limit=limit,
+        max_objects=max_objects,
         seed=seed,
         click_masks=click_masks,
         track=_track(),

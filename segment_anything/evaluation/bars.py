@@ -75,6 +75,7 @@ def measure_bars(
     data: Sequence[str] = DATA,
     edge_images: int = EDGE_IMAGES,
     limit: int | None = None,
+    max_objects: int | None = None,
     seed: int = 0,
     click_masks: Any = "three",
     track: Track = lambda items: items,
@@ -87,6 +88,7 @@ def measure_bars(
         data: names of the sets to measure, of `DATA`.
         edge_images: photographs of BSDS500; 200 is all.
         limit: the first so many images of each set only, for a quick look.
+        max_objects: of each image only this many, drawn at random, for a quick look.
         seed: of all that is drawn at random.
         click_masks: see `PointsBoxesOptions`.
         track: wraps each loop, for a progress bar.
@@ -115,6 +117,7 @@ def measure_bars(
                     click_masks=click_masks,
                     noc_limit=0,
                     min_area_px=MIN_AREA_PX,
+                    max_objects=max_objects,
                     seed=seed,
                 ),
             )

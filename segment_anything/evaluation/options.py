@@ -32,12 +32,16 @@ class PointsBoxesOptions:
     """IoUs to be reached."""
     min_area_px: int = 0
     """Smaller objects are left out; in original pixels."""
+    max_objects: int | None = None
+    """Of images with more objects, this many drawn at random; for a quick look at crowded images."""
     seed: int = 0
-    """Of the noise of the boxes."""
+    """Of all that is drawn at random: noise of boxes, and which objects."""
 
     def __post_init__(self) -> None:
         if any(count < 1 for count in self.clicks):
             raise ValueError(f"clicks must be numbers from 1 on, got {self.clicks}")
+        if self.max_objects is not None and self.max_objects < 1:
+            raise ValueError(f"max_objects must be at least 1, got {self.max_objects}")
         for kind in self.boxes:
             if kind not in BOXES:
                 raise ValueError(f"boxes must be of {', '.join(BOXES)}, got {kind!r}")

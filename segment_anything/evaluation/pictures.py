@@ -54,12 +54,15 @@ def worst_boxes(
     protocol: PointsBoxes, rows: Sequence[Row], items: Mapping[str, Image], count: int = WORST
 ) -> np.ndarray:
     """A sheet (h, w, 3) uint8 of the objects with the lowest IoU from their true box: mask and truth side by side."""
-    scores = [(score[0], row["image"], index) for row in rows for index, score in enumerate(row["boxes"]["truth"])]
+    scores = [
+        (score[0], row["image"], index)
+        for row in rows
+        for index, score in zip(row["objects"], row["boxes"]["truth"], strict=True)
+    ]
     pictures, titles = [], []
     for score, name, index in sorted(scores)[:count]:
         sample = items[name].read()
-        large = np.count_nonzero(sample.masks, axis=(1, 2)) >= protocol.options.min_area_px
-        truth = sample.masks[large][index : index + 1]
+        truth = sample.masks[index : index + 1]
         with torch.inference_mode():
             embedding = protocol.sam.encode(sample.image)
         boxes = mask_boxes(torch.from_numpy(truth)).double().numpy()

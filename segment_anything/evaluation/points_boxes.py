@@ -55,10 +55,10 @@ class PointsBoxes:
         """IoU of every object of one image for every prompt, and the time it took."""
         options = self.options
         sample = item.read()
-        area_px = np.count_nonzero(sample.masks, axis=(1, 2))
-        chosen = (area_px >= options.min_area_px) & (area_px > 0)
+        chosen = chosen_objects(sample.masks, options, item.name)
         truths: Bool = sample.masks[chosen]
-        row: Row = {"size_hw": list(sample.image.shape[:2]), "area_px": area_px[chosen].tolist()}
+        area_px = np.count_nonzero(truths, axis=(1, 2)).tolist()
+        row: Row = {"size_hw": list(sample.image.shape[:2]), "objects": chosen.tolist(), "area_px": area_px}
         if not len(truths):
             return row
         started = perf_counter()
@@ -153,6 +153,16 @@ class PointsBoxes:
             needed = [clicks_needed(trace["chosen"], target, self.options.noc_limit) for trace in traces]
             yield f"noc{round(target * 100)}", float(np.mean([count for count, _ in needed]))
             yield f"noc{round(target * 100)}_failures", float(np.mean([not reached for _, reached in needed]))
+
+
+def chosen_objects(masks: Bool, options: PointsBoxesOptions, name: str) -> NDArray[np.intp]:
+    """Indices of the masks (N, H, W) of an image that are measured, in order."""
+    area_px = np.count_nonzero(masks, axis=(1, 2))
+    large = np.flatnonzero((area_px >= options.min_area_px) & (area_px > 0))
+    if options.max_objects is None or len(large) <= options.max_objects:
+        return large
+    generator = np.random.default_rng(image_seed(name, options.seed))
+    return np.sort(generator.choice(large, options.max_objects, replace=False))
 
 
 def by_size(name: str, values: NDArray[np.float64], area_px: NDArray[np.float64]) -> Iterator[Value]:
