@@ -16,6 +16,7 @@ import torch
 from segment_anything._amg_filters import clean_small_regions, filter_proposals
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_values import Candidates, Explanation, Proposals
+from segment_anything.embedding import ImageEmbedding
 from segment_anything.images import check_image_array
 from segment_anything.masks import RLE, decode_rle, rle_area, rle_to_coco
 from segment_anything.modeling import Sam
@@ -136,37 +137,41 @@ class SamAutomaticMaskGenerator:
             self.options.points_per_side, self.options.crop_n_layers, self.options.crop_n_points_downscale_factor
         )
 
-    def generate(self, image: npt.NDArray[np.uint8]) -> list[MaskRecord]:
+    def generate(self, image: npt.NDArray[np.uint8], *, embedding: ImageEmbedding | None = None) -> list[MaskRecord]:
         """All masks of an image.
 
         Args:
             image: (H, W, 3) uint8 RGB.
+            embedding: of this image, if there is one already: saves encoding it again (crops are encoded anyway).
 
         Returns:
             a record a mask (keys: see `MaskRecord`), best predicted IoU first within each crop; an empty list if no
             mask passes. "coco_rle" takes least memory; in "binary_mask" mode every record holds H * W bytes.
 
         Raises:
-            ValueError: if `image` is no (H, W, 3) uint8 array.
+            ValueError: if `image` is no (H, W, 3) uint8 array, or `embedding` is another image's or another model's.
         """
-        records, explanation = self.filter(self.propose(image))
+        records, explanation = self.filter(self.propose(image, embedding=embedding))
         self.last_explanation = explanation if self.explain else None
         return records
 
     @torch.no_grad()
-    def propose(self, image: npt.NDArray[np.uint8]) -> Iterator[Proposals]:
+    def propose(self, image: npt.NDArray[np.uint8], *, embedding: ImageEmbedding | None = None) -> Iterator[Proposals]:
         """The slow half: run the network on every click of every crop, a batch at a time.
 
         Keep `list(generator.propose(image))` to judge the same answers again and again with `filter`; that takes
         768 KiB a click at the published sizes.
         """
         image = check_image_array(image)
+        if embedding is not None:
+            embedding.check_image(image)
         size_hw = image.shape[0], image.shape[1]
         options = self.options
         crops = generate_crop_boxes(size_hw, options.crop_n_layers, options.crop_overlap_ratio)
         grids = self.point_grids
         for (x0, y0, x1, y1), layer in zip(*crops, strict=True):
-            embedding = self.model.encode(image[y0:y1, x0:x1])
+            if embedding is None or layer > 0:
+                embedding = self.model.encode(image[y0:y1, x0:x1])
             clicks_xy = grids[layer] * np.array([x1 - x0, y1 - y0])
             for (points_xy,) in batch_iterator(options.points_per_batch, clicks_xy):
                 prompts = Prompts.from_points(points_xy)

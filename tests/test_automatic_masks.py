@@ -182,6 +182,15 @@ def test_own_clicks_replace_the_grid(sam: Sam, image: np.ndarray) -> None:
     assert len(crops) == 4
 
 
+def test_an_embedding_at_hand_is_used_and_a_stale_one_refused(sam: Sam, image: np.ndarray) -> None:
+    generator = SamAutomaticMaskGenerator(sam, 2, crop_n_layers=1, output_mode="coco_rle", **KEEP_ALL)
+    with torch.no_grad():
+        embedding = sam.encode(image)
+    assert generator.generate(image, embedding=embedding) == generator.generate(image)
+    with pytest.raises(ValueError, match="made from another image"):
+        generator.generate(image[::-1], embedding=embedding)
+
+
 def test_options_can_be_read_and_set_on_the_generator(sam: Sam) -> None:
     generator = SamAutomaticMaskGenerator(sam, 2)
     generator.pred_iou_thresh = 0.5
