@@ -7,7 +7,7 @@ Knows which clicks to try in which crops. The network is `Sam`'s business; what 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from segment_anything.predictor import SamPredictor
 from segment_anything.prompts import Prompts
 from segment_anything.records import MaskRecord, Segmentation
 from segment_anything.utils.amg import MaskData, batch_iterator, build_all_layer_point_grids, generate_crop_boxes
+
+if TYPE_CHECKING:
+    from segment_anything.text import TextScorer
 
 __all__ = ["AutomaticMaskOptions", "Explanation", "Proposals", "SamAutomaticMaskGenerator"]
 
@@ -86,6 +89,8 @@ class SamAutomaticMaskGenerator:
         max_mask_area: float | None = _Default.max_mask_area,
         overlap: str = _Default.overlap,
         explain: bool = False,
+        labels: Sequence[str] | None = None,
+        scorer: "TextScorer | None" = None,
     ) -> None:
         """See `AutomaticMaskOptions` for the options not named here.
 
@@ -94,10 +99,12 @@ class SamAutomaticMaskGenerator:
             point_grids: instead of `points_per_side` (which must then be None), the clicks themselves: for the image
                 and for each layer of crops an (N, 2) array of x, y as shares of width and height.
             explain: after each `generate`, leave in `last_explanation` how many masks each filter took away.
+            labels: names to choose from for each mask, added as "category" and "category_score".
+            scorer: compares masks with labels, for instance `TextScorer(TransformersEncoder(folder))` of `text`.
 
         Raises:
-            ValueError: for an option outside its range, or if not exactly one of points_per_side and point_grids is
-                given.
+            ValueError: for an option outside its range, if not exactly one of points_per_side and point_grids is
+                given, or labels come without a scorer.
         """
         self.model = model
         self.options = AutomaticMaskOptions(
@@ -120,6 +127,12 @@ class SamAutomaticMaskGenerator:
         self._given_grids = None if point_grids is None else _checked_grids(point_grids, points_per_side, crop_n_layers)
         if points_per_side is None and point_grids is None:
             raise ValueError("points_per_side must be a whole number unless point_grids is given, but both are None")
+        if labels is not None and scorer is None:
+            raise ValueError(
+                "scorer is needed to name masks by labels: pass scorer=TextScorer(TransformersEncoder(FOLDER)), both of "
+                "segment_anything.text."
+            )
+        self.labels, self.scorer = labels, scorer
         self.explain = explain
         self.last_explanation: Explanation | None = None
 
@@ -153,7 +166,15 @@ class SamAutomaticMaskGenerator:
         """
         records, explanation = self.filter(self.propose(image, embedding=embedding))
         self.last_explanation = explanation if self.explain else None
-        return records
+        return records if self.labels is None else self._labelled(records, image, self.labels)
+
+    def _labelled(
+        self, records: list[MaskRecord], image: npt.NDArray[np.uint8], labels: Sequence[str]
+    ) -> list[MaskRecord]:
+        from segment_anything.text import label_records
+
+        assert self.scorer is not None
+        return label_records(records, image, labels, self.scorer)
 
     @torch.no_grad()
     def propose(self, image: npt.NDArray[np.uint8], *, embedding: ImageEmbedding | None = None) -> Iterator[Proposals]:
