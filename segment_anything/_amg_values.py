@@ -3,14 +3,19 @@
 Letters: P clicks, N masks, H, W rows and columns of a crop of the image, g cells of the embedding.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from segment_anything.masks import RLE
-from segment_anything.modeling import Decoded
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Decoded
 
 Box = tuple[int, int, int, int]
 
@@ -49,7 +54,7 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.rles)
 
-    def take(self, indices: npt.NDArray[np.int64]) -> "Candidates":
+    def take(self, indices: npt.NDArray[np.int64]) -> Candidates:
         """Those named by (K,) indices, in that order."""
         return Candidates(
             [self.rles[i] for i in indices],
@@ -61,7 +66,7 @@ class Candidates:
         )
 
     @staticmethod
-    def join(parts: Sequence["Candidates"]) -> "Candidates":
+    def join(parts: Sequence[Candidates]) -> Candidates:
         """All of `parts`, one after the other; of no parts, none."""
         parts = [_NONE, *parts]
         return Candidates(

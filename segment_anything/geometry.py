@@ -1,12 +1,16 @@
 """The three frames of an image: original pixels, input pixels, embedding cells.
 
-The model's input is a square of side `image_size`; an image is resized so that its longest side fills it and is padded at
-the bottom and the right (Segment Anything, https://arxiv.org/abs/2304.02643, section A "Image encoder").
+The model's input is a square of side `image_size`; an image is resized so that its longest side fills it and is padded
+at the bottom and the right (Segment Anything, https://arxiv.org/abs/2304.02643, section A "Image encoder").
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class ImageGeometry:
 
     def points_to_input(self, points_xy: torch.Tensor) -> torch.Tensor:
         """Map (..., 2) points (x, y) from original to input pixels; float32 out."""
+        import torch  # here, because the ONNX runtime of this package lives without it
+
         scale = torch.tensor(self.scale_xy, dtype=torch.float32, device=points_xy.device)
         return points_xy.to(torch.float32) * scale
 

@@ -1,23 +1,29 @@
 """What a person asks for: points, a box, a mask, for one object or for many.
 
-All coordinates are original pixels, (x, y). Nothing here knows a model; what depends on the image's size is checked when
-a prompt meets an image (`Prompt.check_inside`).
+All coordinates are original pixels, (x, y). Nothing here knows a model; what depends on the image's size is checked
+when a prompt meets an image (`Prompt.check_inside`).
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from PIL import Image
 
 from segment_anything.geometry import ImageGeometry
+from segment_anything.masks._arrays import is_tensor, to_numpy
+
+if TYPE_CHECKING:
+    import torch
 
 FloatArray = npt.NDArray[np.float32]
 
 OUTSIDE_SHARE = 0.1
-"""How far outside the image a coordinate may lie, as a share of the longest side: a hand slips, a detector overshoots."""
+"""How far outside the image a coordinate may lie, as a share of the longest side: hands slip, detectors overshoot."""
 
 MASK_LOGIT = 10.0
 """Logit written for the inside of a binary mask, and its negative for the outside."""
@@ -41,7 +47,7 @@ class Prompt:
     @classmethod
     def make(
         cls, points: Any = None, labels: Any = None, box: Any = None, mask: Any = None, mask_logits: Any = None
-    ) -> "Prompt":
+    ) -> Prompt:
         """Check and convert what a caller gives: lists, numpy arrays or tensors.
 
         Args:
@@ -91,32 +97,44 @@ class Prompt:
                 swapped = bool((low <= [y, x]).all() and ([y, x] <= high).all())
                 hint = " Are x and y swapped? Coordinates are (x, y)." if swapped else " Give original pixels."
                 raise ValueError(
-                    f"{name} must lie in the image, {width} pixels wide and {height} high, but has ({x:g}, {y:g}).{hint}"
+                    f"{name} must lie in the image, {width} pixels wide and {height} high, "
+                    f"but has ({x:g}, {y:g}).{hint}"
                 )
         if self.mask is not None and self.mask.shape != (height, width):
             raise ValueError(f"mask must have the image's shape ({height}, {width}), got {self.mask.shape}.")
 
     def low_res_logits(self, geometry: ImageGeometry, size: int) -> torch.Tensor | None:
-        """(1, size, size) float32 logits of the mask prompt, in the frame of low-resolution masks, or None."""
+        """`low_res_array` as a tensor."""
+        import torch  # here, because the ONNX runtime of this package lives without it
+
+        logits = self.low_res_array(geometry, size)
+        return None if logits is None else torch.from_numpy(logits)
+
+    def low_res_array(self, geometry: ImageGeometry, size: int) -> FloatArray | None:
+        """(1, size, size) float32 logits of the mask prompt, in the frame of low-resolution masks, or None.
+
+        Raises:
+            ValueError: if `mask_logits` have another size.
+        """
         if self.mask_logits is not None:
             if self.mask_logits.shape != (1, size, size):
                 raise ValueError(
                     f"mask_input must have shape (1, {size}, {size}), the low-resolution logits of an earlier "
                     f"prediction; got {self.mask_logits.shape}. A binary mask goes to Prompt.make(mask=...)."
                 )
-            return torch.from_numpy(self.mask_logits)
+            return self.mask_logits
         if self.mask is None:
             return None
         height, width = geometry.input_size_hw
         scale = size / geometry.image_size
-        target = max(1, round(height * scale)), max(1, round(width * scale))
-        share = torch.from_numpy(self.mask.astype(np.float32))[None, None]
-        share = torch.nn.functional.interpolate(share, target, mode="bilinear", antialias=True)[0]
-        logits = torch.full((1, size, size), -MASK_LOGIT)
-        logits[:, : target[0], : target[1]] = (2 * share - 1) * MASK_LOGIT
+        target_hw = max(1, round(height * scale)), max(1, round(width * scale))
+        covered = Image.fromarray(self.mask.astype(np.float32))  # the share of each cell; Pillow's filter averages
+        share = np.asarray(covered.resize(target_hw[::-1], Image.Resampling.BILINEAR))
+        logits = np.full((1, size, size), -MASK_LOGIT, dtype=np.float32)
+        logits[:, : target_hw[0], : target_hw[1]] = (2 * share - 1) * MASK_LOGIT
         return logits
 
-    def completed(self) -> "Prompt":
+    def completed(self) -> Prompt:
         """The prompt as a model should see it: a binary mask alone is given its bounding box as well.
 
         The published models were trained with masks only beside points or a box; a mask alone is half ignored
@@ -140,14 +158,14 @@ class Prompts(Sequence[Prompt]):
                 raise ValueError(f"prompts[{index}] must be a Prompt (see Prompt.make), got {type(prompt).__name__}.")
 
     @classmethod
-    def from_points(cls, points_xy: Any) -> "Prompts":
+    def from_points(cls, points_xy: Any) -> Prompts:
         """One object for each of (N, 2) foreground points in original pixels."""
         points = _checked_points(points_xy)
         one = np.ones(1, dtype=np.int64)
         return cls(Prompt(points[i : i + 1], one) for i in range(len(points)))
 
     @classmethod
-    def from_boxes(cls, boxes_xyxy: Any) -> "Prompts":
+    def from_boxes(cls, boxes_xyxy: Any) -> Prompts:
         """One object for each of (N, 4) boxes in original pixels."""
         return cls(Prompt.make(box=box) for box in _as_floats("boxes", boxes_xyxy).reshape(-1, 4))
 
@@ -163,8 +181,8 @@ class Prompts(Sequence[Prompt]):
 
 def _as_floats(name: str, value: Any) -> FloatArray:
     """A float32 array of numbers, all finite."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().to(torch.float32).numpy()
+    if is_tensor(value):
+        value = to_numpy(value)
     try:
         array = np.array(value, dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -232,7 +250,7 @@ def _checked_box(box: Any) -> FloatArray:
 
 
 def _checked_mask(mask: Any) -> npt.NDArray[np.bool_]:
-    array = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    array = to_numpy(mask)
     if array.ndim != 2:
         raise ValueError(f"mask must have shape (H, W), got shape {array.shape}.")
     if array.dtype != np.bool_ and not np.isin(array, (0, 1, 255)).all():

@@ -1,22 +1,36 @@
-"""Checks what a caller passes as a mask: a numpy array or a torch tensor, of bools or whole numbers."""
+"""Checks what a caller passes as a mask: a numpy array or a torch tensor, of bools or whole numbers.
 
-from typing import Any
+Torch is never imported here: a program that passes a tensor has done so (`segment_anything.onnx` lives without it).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-ArrayLike = npt.NDArray[Any] | torch.Tensor
+ArrayLike: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
+
+
+def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether `value` is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def to_numpy(array: Any) -> npt.NDArray[Any]:
     """`array` (sequence, numpy array or tensor on any device) as a numpy array; bfloat16 becomes float32."""
-    if isinstance(array, torch.Tensor):
+    if is_tensor(array):
         array = array.detach().cpu()
-        return np.asarray((array.float() if array.dtype == torch.bfloat16 else array).numpy())
+        return np.asarray((array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy())
     return np.asarray(array)
 
 

@@ -6,13 +6,17 @@ runs without decoding (format: https://github.com/cocodataset/cocoapi, file comm
 Letters: N masks, H rows, W columns, R runs. A flat position is x * H + y.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-import torch
 
-from segment_anything.masks._arrays import ArrayLike, BoolArray, FloatArray, IntArray, as_bool, to_numpy
+from segment_anything.masks._arrays import ArrayLike, BoolArray, FloatArray, IntArray, as_bool, is_tensor, to_numpy
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_NONZERO = 2**31 - 1  # elements one CUDA `nonzero` can look through
 
@@ -53,21 +57,24 @@ def encode_rles(masks: ArrayLike) -> list[RLE]:
 
 def run_lengths(masks: ArrayLike) -> list[IntArray]:
     """Runs of (N, H, W) bool masks as one int64 array a mask; they take a tenth of the memory of lists."""
-    if not isinstance(masks, torch.Tensor):
-        masks = torch.from_numpy(np.ascontiguousarray(as_bool(masks, 3, "masks")))
-    if masks.ndim != 3:
-        raise ValueError(f"masks must have shape (N, H, W), but have shape {tuple(masks.shape)}")
-    if masks.is_floating_point():
-        raise ValueError(f"masks must hold bools, but hold {masks.dtype}; threshold them first, for example masks > 0")
+    masks = _as_bool_tensor(masks) if is_tensor(masks) else as_bool(masks, 3, "masks")
     count, height, width = masks.shape
     pixels = height * width
     if pixels == 0:
         return [np.zeros(0, dtype=np.int64) for _ in range(count)]
     step = max(1, _MAX_NONZERO // pixels)
-    return [runs for start in range(0, count, step) for runs in _run_lengths_chunk(masks[start : start + step].bool())]
+    return [runs for start in range(0, count, step) for runs in _run_lengths_chunk(masks[start : start + step])]
 
 
-def _run_lengths_chunk(masks: torch.Tensor) -> list[IntArray]:
+def _as_bool_tensor(masks: torch.Tensor) -> torch.Tensor:
+    if masks.ndim != 3:
+        raise ValueError(f"masks must have shape (N, H, W), but have shape {tuple(masks.shape)}")
+    if masks.is_floating_point():
+        raise ValueError(f"masks must hold bools, but hold {masks.dtype}; threshold them first, for example masks > 0")
+    return masks.bool()
+
+
+def _run_lengths_chunk(masks: Any) -> list[IntArray]:
     """Find where the value changes, then order those few positions: far cheaper than transposing every mask."""
     count, height, width = masks.shape
     pixels = height * width
@@ -90,10 +97,10 @@ def _run_lengths_chunk(masks: torch.Tensor) -> list[IntArray]:
     return runs
 
 
-def _true_positions(flags: torch.Tensor) -> IntArray:
+def _true_positions(flags: ArrayLike) -> IntArray:
     """Flat row-major positions of the true elements (numpy's search is six times faster than torch's on a CPU)."""
-    if flags.device.type == "cpu":
-        return np.flatnonzero(flags.numpy())
+    if not is_tensor(flags) or flags.device.type == "cpu":
+        return np.flatnonzero(flags)
     return np.asarray(flags.flatten().nonzero().squeeze(1).cpu().numpy(), dtype=np.int64)
 
 
