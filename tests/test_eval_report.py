@@ -64,7 +64,9 @@ def test_plots_are_pictures_and_equal_for_equal_figures(tmp_path: Path) -> None:
     def draw(folder: Path) -> list[Path]:
         return [
             plot_clicks({"top 1": np.array([0.4, 0.7])}, folder / "clicks.png"),
-            plot_precision_recall(np.array([0.2, 0.8]), np.array([0.9, 0.3]), folder / "pr.png", best=(0.5, 0.5)),
+            plot_precision_recall(
+                {"edges": (np.array([0.2, 0.8]), np.array([0.9, 0.3]))}, folder / "pr.png", (0.5, 0.5)
+            ),
             plot_reliability(trust, folder / "reliability.png"),
         ]
 

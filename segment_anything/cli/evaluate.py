@@ -145,10 +145,13 @@ def instance(
 ) -> None:
     """Average precision of masks for a detector's boxes, by the rules of COCO or LVIS."""
     from segment_anything.evaluation.instance import Instance, open_detected
+    from segment_anything.evaluation.pictures import draw_instance
 
     detected = open_detected(truth, detections, images)
     protocol = Instance(model.load(), detected, options)
-    _measure(protocol, detected.images, run, protocol.sam, str(truth), 0)
+    _measure(
+        protocol, detected.images, run, protocol.sam, str(truth), 0, lambda p, rows, _, out: draw_instance(p, rows, out)
+    )
 
 
 @app.command()
@@ -204,7 +207,7 @@ def edges(
     items = open_bsds(data, split)
     sam = None if maps else model.load()
     protocol = Edges.of_folder(maps, options) if maps else Edges.of_model(sam, options, maps_options)  # type: ignore[arg-type]
-    _measure(protocol, items, run, sam, str(data), 0, lambda p, rows, _, folder: draw_edges(p, rows, folder))
+    _measure(protocol, items, run, sam, str(data), 0, lambda p, rows, _, out: draw_edges(p, rows, out))
 
 
 def _measure(

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segment_anything._optional import require
 from segment_anything.datasets import SampleError
-from segment_anything.evaluation.interact import objects_at_once, usable_boxes, weights_of
+from segment_anything.evaluation.interact import Encoded, usable_boxes, weights_of
 from segment_anything.evaluation.options import InstanceOptions
 from segment_anything.evaluation.runs import Row, Value
 from segment_anything.images import ImageReadError, read_image
 from segment_anything.masks import encode_rles, rle_to_coco
 from segment_anything.modeling import Sam
-from segment_anything.prompts import Prompts
+from segment_anything.prompts import Prompt
 
 Entry = dict[str, Any]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -135,39 +135,48 @@ class Instance:
         chosen = item.detections[: self.options.max_detections]
         boxes = np.array([result["bbox"] for result in chosen], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        masks = boxes_to_rles(self.sam, image, boxes, best_of_three=self.options.masks == "best") if chosen else []
+        if not chosen:
+            return {"results": []}
+        encoded = Encoded(self.sam, image)
+        masks = boxes_to_rles(encoded, boxes, best_of_three=self.options.masks == "best")
         keys = ("image_id", "category_id", "score")
         return {
+            "encode_ms": encoded.encode_seconds * 1e3,
+            "decode_ms": encoded.decode_seconds / len(chosen) * 1e3,
             "results": [
                 {**{key: result[key] for key in keys}, "segmentation": mask}
                 for result, mask in zip(chosen, masks, strict=True)
-            ]
+            ],
         }
 
     def values(self, rows: Sequence[Row]) -> Iterator[Value]:
         """Average precision over the measured images."""
         yield "images", len(rows)
-        if rows:
-            names = {row["image"] for row in rows}
-            ids = {image.image_id for image in self.data.images if image.name in names}
-            results = [result for row in rows for result in row["results"]]
-            yield "detections", len(results)
-            yield from average_precision(only_images(self.data.truth, ids), results, lvis=self.data.lvis).items()
+        truth, results = self.measured(rows)
+        yield "detections", len(results)
+        yield from average_precision(truth, results, lvis=self.data.lvis).items()
+        for key in ("encode_ms", "decode_ms"):
+            times = [row[key] for row in rows if key in row]
+            if times:
+                yield key, float(np.median(times))
+
+    def measured(self, rows: Sequence[Row]) -> tuple[Entry, list[Entry]]:
+        """Ground truth and COCO results of the images that have rows."""
+        names = {row["image"] for row in rows}
+        ids = {image.image_id for image in self.data.images if image.name in names}
+        return only_images(self.data.truth, ids), [result for row in rows for result in row["results"]]
 
 
-def boxes_to_rles(
-    sam: Sam, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float64], *, best_of_three: bool = False
-) -> list[Entry]:
-    """COCO run lengths of the mask of each box (N, 4) in an image (H, W, 3)."""
+def boxes_to_rles(encoded: Encoded, boxes_xyxy: NDArray[np.float64], *, best_of_three: bool = False) -> list[Entry]:
+    """COCO run lengths of the mask of each box (N, 4) in original pixels."""
     rles: list[Entry] = []
-    with torch.inference_mode():
-        embedding = sam.encode(image)
-        step = objects_at_once(embedding.geometry.original_size_hw, masks=1)
-        for start in range(0, len(boxes_xyxy), step):
-            prompts = Prompts.from_boxes(usable_boxes(boxes_xyxy[start : start + step], image.shape[:2]))
-            decoded = sam.decode(embedding, prompts, multimask_output=best_of_three).best()
-            masks = decoded.masks(sam.mask_threshold)[:, 0].cpu().numpy()
-            rles += [{"size": list(rle["size"]), "counts": rle_to_coco(rle)} for rle in encode_rles(masks)]
+    size_hw = encoded.embedding.geometry.original_size_hw
+    step = encoded.at_once(masks=3 if best_of_three else 1)
+    for start in range(0, len(boxes_xyxy), step):
+        boxes = usable_boxes(boxes_xyxy[start : start + step], size_hw)
+        masks, predicted, _ = encoded.decode([Prompt.make(box=box) for box in boxes], three=best_of_three)
+        best = masks[np.arange(len(masks)), predicted.argmax(axis=1)]
+        rles += [{"size": list(rle["size"]), "counts": rle_to_coco(rle)} for rle in encode_rles(best)]
     return rles
 
 
@@ -188,22 +197,41 @@ def average_precision(truth: Entry, results: Sequence[Entry], *, lvis: bool = Fa
         results: COCO results with segmentation.
         lvis: score by the rules of LVIS (300 detections an image, federated categories, AP of rare, common, frequent).
     """
-    if not results:
-        return {"ap": 0.0}
     if not truth["annotations"]:
         return {}
+    if not results:
+        return {"ap": 0.0}
+    stats = _official(truth, results, lvis).stats_as_dict
+    names = _LVIS_NAMES if lvis else _COCO_NAMES
+    # The official tools give -1 where there is no object of a kind.
+    return {ours: float(stats[theirs]) for ours, theirs in names.items() if stats.get(theirs, -1) >= 0}
+
+
+def precision_over_recall(truth: Entry, results: Sequence[Entry], *, lvis: bool = False) -> dict[str, Floats]:
+    """Precision at recall 0, 0.01 ... 1, mean over the categories, at the overlaps 0.50 and 0.75."""
+    if not truth["annotations"] or not results:
+        return {}
+    precision = _official(truth, results, lvis).eval["precision"]  # overlap, recall, category, size, maximum count
+    curves = {}
+    for name, overlap in (("IoU 0.50", 0), ("IoU 0.75", 5)):
+        values = np.asarray(precision[overlap, :, :, 0, -1], np.float64)
+        known = values[:, (values >= 0).all(axis=0)]
+        if known.shape[1]:
+            curves[name] = known.mean(axis=1)
+    return curves
+
+
+def _official(truth: Entry, results: Sequence[Entry], lvis: bool) -> Any:
     coco_eval = require("faster_coco_eval", extra="eval")
     loaded = coco_eval.COCO({"info": {}, "licenses": [], **truth})
-    score = coco_eval.COCOeval_faster(
-        loaded, loaded.loadRes([dict(result) for result in results]), "segm", lvis_style=lvis
-    )
+    found = loaded.loadRes([dict(result) for result in results])  # it writes into what it is given
+    score = coco_eval.COCOeval_faster(loaded, found, "segm", lvis_style=lvis, print_function=lambda *_: None)
     if lvis:
         score.params.maxDets = [300]
     score.evaluate()
     score.accumulate()
     score.summarize()
-    names = _LVIS_NAMES if lvis else _COCO_NAMES
-    return {ours: float(score.stats_as_dict[theirs]) for ours, theirs in names.items() if theirs in score.stats_as_dict}
+    return score
 
 
 _SIZES = {f"ap_{size}": f"AP_{size}" for size in ("small", "medium", "large")}

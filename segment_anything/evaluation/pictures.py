@@ -10,7 +10,8 @@ from PIL import Image as PillowImage
 from segment_anything.evaluation.data import Image
 from segment_anything.evaluation.edge_scores import default_thresholds, score_edges
 from segment_anything.evaluation.edges import Edges, counts_of
-from segment_anything.evaluation.interact import boxes_to_masks
+from segment_anything.evaluation.instance import Instance, precision_over_recall
+from segment_anything.evaluation.interact import Encoded, boxes_to_masks
 from segment_anything.evaluation.metrics import calibration
 from segment_anything.evaluation.plots import mean_curve, plot_clicks, plot_precision_recall, plot_reliability
 from segment_anything.evaluation.points_boxes import PointsBoxes, predicted_and_actual
@@ -63,10 +64,8 @@ def worst_boxes(
     for score, name, index in sorted(scores)[:count]:
         sample = items[name].read()
         truth = sample.masks[index : index + 1]
-        with torch.inference_mode():
-            embedding = protocol.sam.encode(sample.image)
         boxes = mask_boxes(torch.from_numpy(truth)).double().numpy()
-        mask = boxes_to_masks(protocol.sam, embedding, truth, boxes)[0].mask
+        mask = boxes_to_masks(Encoded(protocol.sam, sample.image), truth, boxes)[0].mask
         part = _around(truth[0])
         sides = [overlay(np.ascontiguousarray(sample.image[part]), shown[part][None]) for shown in (mask, truth[0])]
         pictures.append(np.concatenate(sides, axis=1))
@@ -91,4 +90,15 @@ def draw_edges(protocol: Edges, rows: Sequence[Row], folder: Path) -> list[Path]
     shown = precision > 0  # at thresholds without any edge there is no precision
     best = (scores.ods_recall, scores.ods_precision)
     file = folder / f"{protocol.name}-precision-recall.png"
-    return [plot_precision_recall(recall[shown], precision[shown], file, best)]
+    return [plot_precision_recall({"edges": (recall[shown], precision[shown])}, file, best)]
+
+
+def draw_instance(protocol: Instance, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Precision over recall, mean over the categories, at two overlaps."""
+    truth, results = protocol.measured(rows)
+    curves = precision_over_recall(truth, results, lvis=protocol.data.lvis)
+    if not curves:
+        return []
+    recall = np.linspace(0, 1, 101)
+    file = folder / f"{protocol.name}-precision-recall.png"
+    return [plot_precision_recall({name: (recall, values) for name, values in curves.items()}, file)]

@@ -33,22 +33,29 @@ def plot_clicks(curves: Mapping[str, Floats], file: Path) -> Path:
 
 
 def plot_precision_recall(
-    recall: Floats, precision: Floats, file: Path, best: tuple[float, float] | None = None
+    curves: Mapping[str, tuple[Floats, Floats]], file: Path, best: tuple[float, float] | None = None
 ) -> Path:
-    """Precision over recall, both (T,), with lines of equal F-measure; `best` (recall, precision) is marked."""
+    """Precision over recall, above lines of equal F-measure.
+
+    Args:
+        curves: name -> recall and precision, (T,) each.
+        file: PNG to write.
+        best: recall and precision of a point to mark with its F-measure.
+    """
     figure, axes = _axes("recall", "precision")
     samples = np.linspace(0.01, 1, 100)
     for level in np.arange(0.1, 1.0, 0.1):
         reach = samples[2 * samples > level * 1.001]
         axes.plot(reach, np.minimum(level * reach / (2 * reach - level), 2), color="0.9", linewidth=0.8, zorder=0)
-    order = np.argsort(recall)
-    axes.plot(recall[order], precision[order])
+    for name, (recall, precision) in curves.items():
+        order = np.argsort(recall, kind="stable")
+        axes.plot(recall[order], precision[order], label=name)
     if best is not None:
         f = 2 * best[0] * best[1] / max(best[0] + best[1], 1e-12)
-        axes.plot(*best, marker="o", linestyle="none", label=f"F = {f:.3f}")
-        axes.legend(loc="lower left")
+        axes.plot(*best, marker="o", linestyle="none", color="black", label=f"F = {f:.3f}")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
+    axes.legend(loc="lower left")
     return _save(figure, file)
 
 

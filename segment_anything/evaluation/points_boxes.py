@@ -13,7 +13,6 @@ Means are over objects, not over images.
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from segment_anything.detectors import BoxFile
-from segment_anything.embedding import ImageEmbedding
 from segment_anything.evaluation.data import Image
-from segment_anything.evaluation.interact import boxes_to_masks, click_through, weights_of
+from segment_anything.evaluation.interact import Encoded, boxes_to_masks, click_through, weights_of
 from segment_anything.evaluation.metrics import AREA_RANGES, Bool, calibration, clicks_needed
 from segment_anything.evaluation.options import PointsBoxesOptions
 from segment_anything.evaluation.runs import Row, Value
@@ -61,16 +59,14 @@ class PointsBoxes:
         row: Row = {"size_hw": list(sample.image.shape[:2]), "objects": chosen.tolist(), "area_px": area_px}
         if not len(truths):
             return row
-        started = perf_counter()
-        with torch.inference_mode():
-            embedding = self.sam.encode(sample.image)
-        encoded = perf_counter()
-        row["boxes"] = self._boxes(item.name, sample.image, embedding, truths)
-        row["clicks"] = self._clicks(embedding, truths)
-        row["encode_ms"], row["objects_ms"] = (encoded - started) * 1e3, (perf_counter() - encoded) * 1e3
+        encoded = Encoded(self.sam, sample.image)
+        row["boxes"] = self._boxes(item.name, sample.image, encoded, truths)
+        row["clicks"] = self._clicks(encoded, truths)
+        row["encode_ms"] = encoded.encode_seconds * 1e3
+        row["decode_ms"] = encoded.decode_seconds / max(encoded.prompts, 1) * 1e3
         return row
 
-    def _boxes(self, name: str, image: NDArray[np.uint8], embedding: ImageEmbedding, truths: Bool) -> Row:
+    def _boxes(self, name: str, image: NDArray[np.uint8], encoded: Encoded, truths: Bool) -> Row:
         """Of each kind of box, [IoU, predicted IoU, boundary IoU] of each object; None where a detector found none."""
         tight = mask_boxes(torch.from_numpy(truths))
         kinds: dict[str, NDArray[np.float64]] = {}
@@ -86,19 +82,18 @@ class PointsBoxes:
         for kind, boxes in kinds.items():
             there = np.isfinite(boxes).all(axis=1)
             entries: list[list[float] | None] = [None] * len(truths)
-            results = boxes_to_masks(self.sam, embedding, truths[there], boxes[there])
+            results = boxes_to_masks(encoded, truths[there], boxes[there])
             for index, result in zip(np.flatnonzero(there), results, strict=True):
                 entries[index] = [result.iou, result.predicted, result.boundary_iou]
             scores[kind] = entries
         return scores
 
-    def _clicks(self, embedding: ImageEmbedding, truths: Bool) -> list[Row]:
+    def _clicks(self, encoded: Encoded, truths: Bool) -> list[Row]:
         options = self.options
         if not options.clicks and not options.noc_limit:
             return []
         traces = click_through(
-            self.sam,
-            embedding,
+            encoded,
             truths,
             clicks=max(options.clicks, default=1),
             click_masks=options.click_masks,
@@ -124,7 +119,7 @@ class PointsBoxes:
             yield "predicted_iou_ece", trust.expected_calibration_error
             yield "predicted_iou_bias", trust.bias
         yield "encode_ms", float(np.median([row["encode_ms"] for row in used]))
-        yield "object_ms", float(sum(row["objects_ms"] for row in used) / len(area_px))
+        yield "decode_ms", float(np.median([row["decode_ms"] for row in used]))
 
     def _box_values(self, rows: Sequence[Row], area_px: NDArray[np.float64]) -> Iterator[Value]:
         for kind in rows[0]["boxes"]:
