@@ -1,10 +1,12 @@
-"""Cut out one object of an image, or several, by clicks, boxes or a rough mask.
+"""Cut out one object of an image, or several, by clicks, boxes, a rough mask, a detector or a phrase.
 
 Clicks, one box and a mask together mean one object. Several boxes without clicks mean an object each.
 A single click may mean a part or the whole: of the three masks for it the one with the best predicted quality is kept.
 
     segment-anything predict photo.jpg --point 320,200 --point 400,90,0
     segment-anything predict photo.jpg --box 40,60,300,280 --box 310,20,460,200
+    segment-anything predict photo.jpg --detector yolox.onnx --class truck
+    segment-anything predict photo.jpg --text "a red car"
 """
 
 import json
@@ -19,12 +21,14 @@ import typer
 from segment_anything.cli._console import print_table
 from segment_anything.cli._files import write_json, write_png
 from segment_anything.cli._model import ModelOptions
+from segment_anything.cli._named import NamingOptions, find_named, named_report, print_named
 from segment_anything.cli._options import Panel, expand_dataclasses
 from segment_anything.images import MAX_PIXELS, read_image
 
 if TYPE_CHECKING:
     from segment_anything.prompts import Prompts
 
+_NAMES = "Objects with names"
 Point = tuple[float, float, int]
 Box = tuple[float, float, float, float]
 
@@ -36,6 +40,9 @@ class Asked:
     points: list[Point]
     boxes: list[Box]
     mask: np.ndarray | None
+    texts: list[str]
+    named: bool
+    """Whether a detector or phrases find the objects."""
 
     def prompts(self) -> "Prompts":
         """One prompt for each object."""
@@ -69,6 +76,7 @@ class Found:
 def command(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image file.")],
     model: Annotated[ModelOptions, Panel("Model")],
+    naming: Annotated[NamingOptions, Panel(_NAMES)],
     points: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,6 +90,14 @@ def command(
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A rough mask: an image as large as IMAGE, the object white.")
     ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="PHRASE", help='What to find, such as "a red car".', rich_help_panel=_NAMES),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Keep this class of the detector only.", rich_help_panel=_NAMES),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("out"),
     all_masks: Annotated[bool, typer.Option("--all-masks", help="Keep all three masks of each object.")] = False,
     cutout: Annotated[bool, typer.Option("--cutout", help="Save each object with transparency around it.")] = False,
@@ -93,12 +109,17 @@ def command(
         points=[_point(text) for text in points or ()],
         boxes=[_box(text) for text in boxes or ()],
         mask=None if mask is None else read_image(mask, max_pixels=max_pixels or None)[..., 0] > 127,
+        texts=texts or [],
+        named=bool(texts) or naming.detector is not None,
     )
-    _check(asked)
-    found, seconds = _segment(pixels, asked, model, all_masks)
+    _check(asked, naming, classes)
+    if asked.named:
+        found, report, picture, seconds = _find(image, pixels, asked, model, naming, classes or [])
+    else:
+        found, seconds = _segment(pixels, asked, model, all_masks)
+        report, picture = _report(image, pixels, found), _draw(pixels, asked, found)
     stem = out / image.stem
-    write_png(stem.with_name(f"{stem.name}_overlay.png"), _draw(pixels, asked, found))
-    report = _report(image, pixels, found)
+    write_png(stem.with_name(f"{stem.name}_overlay.png"), picture)
     for annotation, one in zip(report["annotations"], found, strict=True):
         annotation["file"] = _save(pixels, one, stem, annotation["id"], cutout)
     report |= {"model": model.model, "seconds": round(seconds, 3), "overlay": f"{stem}_overlay.png"}
@@ -131,11 +152,34 @@ def _box(text: str) -> Box:
     return x0, y0, x1, y1
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: Asked, naming: NamingOptions, classes: list[str] | None) -> None:
+    pointed = bool(asked.points or asked.boxes or asked.mask is not None)
+    if asked.named and pointed:
+        raise typer.BadParameter("--detector and --text find objects themselves: give no --point, --box or --mask.")
+    if asked.texts and naming.detector is not None:
+        raise typer.BadParameter("give --detector or --text, not both (--class chooses among a detector's classes).")
+    if classes and naming.detector is None:
+        raise typer.BadParameter("--class chooses among the classes of a --detector; for a phrase use --text.")
+    if asked.named:
+        return
     if not asked.points and not asked.boxes and asked.mask is None:
-        raise typer.BadParameter("nothing is asked for: give --point, --box or --mask (or use the command generate).")
+        raise typer.BadParameter(
+            "nothing is asked for: give --point, --box or --mask, --detector or --text (or use the command generate)."
+        )
     if len(asked.boxes) > 1 and (asked.points or asked.mask is not None):
         raise typer.BadParameter("with several --box, each is an object of its own: give no --point and no --mask.")
+
+
+def _find(
+    image: Path, pixels: np.ndarray, asked: Asked, model: ModelOptions, naming: NamingOptions, classes: list[str]
+) -> tuple[list[Found], dict[str, Any], np.ndarray, float]:
+    """The masks of a detector or of phrases, their report and picture, and the seconds in all."""
+    from segment_anything.records import record_mask
+
+    named = find_named(image, pixels, model, naming, asked.texts, classes)
+    found = [Found(i, record_mask(one), one["predicted_iou"]) for i, one in enumerate(named.records)]
+    seconds = named.seconds.find + named.seconds.encode + named.seconds.masks
+    return found, named_report(image, named), named.overlay(pixels), seconds
 
 
 def _segment(pixels: np.ndarray, asked: Asked, model: ModelOptions, all_masks: bool) -> tuple[list[Found], float]:
@@ -193,6 +237,9 @@ def _draw(pixels: np.ndarray, asked: Asked, found: list[Found]) -> np.ndarray:
 
 
 def _print_table(report: dict[str, Any]) -> None:
+    if "seconds_find" in report:
+        print_named(report)
+        return
     rows = [
         (
             str(record["id"]),

@@ -20,6 +20,11 @@ from segment_anything.text.encoders import TextImageEncoder
 _WEIGHT = f"prompt_encoder.{ATTRIBUTE}.linear.weight"
 
 
+def takes_text(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether the weights in a file were trained with text."""
+    return _WEIGHT in read_checkpoint(checkpoint).tensors
+
+
 def load_text_sam(name: str, checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Sam:
     """A model with weights that were trained with text (`save_checkpoint` of such a model).
 
