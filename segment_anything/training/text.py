@@ -6,7 +6,7 @@ set to zero; CLIP's image encoder, whose output token attends in the last layer 
 vector. The model is prompted with it first, then with points where it was wrong. As CLIP's vectors of texts and of
 pictures are aligned, phrases prompt it afterwards (`text.TextPrompter`).
 
-Letters: N objects, D width of the encoder's vectors, g embedding cells a side.
+Letters: N objects, D width of the encoder's vectors.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from segment_anything.checkpoints import save_checkpoint
 from segment_anything.datasets import SegmentationSample
-from segment_anything.embedding import ImageEmbedding
 from segment_anything.geometry import ImageGeometry
 from segment_anything.masks import mask_to_box
 from segment_anything.modeling import Sam
@@ -29,7 +28,10 @@ from segment_anything.simulate import random_error_points
 from segment_anything.text import Crop, TextImageEncoder, TransformersEncoder, apply_style, square_crop
 from segment_anything.text.prompting import decode_text
 from segment_anything.training.augment import AugmentOptions, augment
-from segment_anything.training.losses import MaskLoss, interactive_loss, true_iou
+from segment_anything.training.losses import interactive_loss, true_iou
+from segment_anything.training.rounds import ROUNDS, plan_rounds, round_loss
+from segment_anything.training.sam_task import Trainee
+from segment_anything.training.targets import Targets, make_targets
 from segment_anything.training.task import Learned
 
 
@@ -45,8 +47,8 @@ class TextOptions:
     """Chance that what is outside the mask is set to zero."""
     attend_inside: bool = True
     """Let the encoder's output token see only the mask in the last layer (where the encoder can: CLIP models)."""
-    rounds: int = 8
-    """Points after the first prompt."""
+    rounds: int = ROUNDS
+    """Rounds in all: the text alone, then points beside it (see `rounds`)."""
     max_objects: int = 32
     """Most objects of an image in one step."""
     train_image_encoder: bool = True
@@ -59,8 +61,8 @@ class TextOptions:
             raise ValueError(f"expand must be (low, high) with 1 <= low <= high; got {self.expand}.")
         if not 0.0 <= self.masked <= 1.0:
             raise ValueError(f"masked must be a chance between 0 and 1; got {self.masked}.")
-        if self.rounds < 0:
-            raise ValueError(f"rounds must not be negative; got {self.rounds}.")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1; got {self.rounds}.")
         if self.max_objects < 1:
             raise ValueError(f"max_objects must be at least 1; got {self.max_objects}.")
 
@@ -85,6 +87,8 @@ class TextSample:
     """(N, H, W) bool; N may be 0."""
     crops: tuple[Crop, ...]
     """The picture of each object, already styled, and the mask in it."""
+    seed: int
+    """Of the points that are drawn for this image in this epoch."""
 
 
 class TextSource:
@@ -122,7 +126,7 @@ def cut_objects(sample: SegmentationSample, options: TextOptions, generator: np.
         if generator.random() < options.masked:
             crop = Crop(apply_style(crop, "masked", fill=(0, 0, 0)), crop.mask)
         crops.append(crop)
-    return TextSample(sample.image, masks, tuple(crops))
+    return TextSample(sample.image, masks, tuple(crops), int(generator.integers(2**62)))
 
 
 class TextTask:
@@ -160,54 +164,65 @@ class TextTask:
         width = int(np.shape(encoder.encode_text(["object"]))[1])
         attach_text(sam.prompt_encoder, width)
         sam.image_encoder.requires_grad_(self.options.train_image_encoder)
-        self.module = self.sam = sam
+        self.sam = sam
+        self.module: nn.Module = Trainee(sam, None)
         self.source = TextSource(train, self.options, augmentation)
         self.held_out = TextSource(held_out, self.options, None)
-        self._points = torch.Generator().manual_seed(self.options.seed)
 
     def learn(self, batch: Sequence[TextSample]) -> Learned:
-        """Forward and backward of every image, gradients of sums over objects."""
+        """Forward and backward of every image, gradients of sums over objects.
+
+        The rounds differentiate down to the embedding, a leaf; one pass carries their sum through the encoder.
+        """
         sums = dict.fromkeys(self.metrics, 0.0)
         usable = [sample for sample in batch if len(sample.masks)]
-        if not usable:
-            return Learned(0.0, sums)
-        total: torch.Tensor = torch.zeros((), device=self.sam.device)
         embeddings = self.sam.encode_batch([sample.image for sample in usable])
+        carried: list[tuple[torch.Tensor, torch.Tensor]] = []
         for sample, embedding in zip(usable, embeddings, strict=True):
-            count = len(sample.masks)
-            first, last, mean = self._rounds(sample, embedding)
-            total = total + mean * count
-            sums["iou_text"] += float(first.iou.amax(dim=1).sum())
-            sums["iou_last"] += float(last.iou.amax(dim=1).sum())
-        total.backward()  # type: ignore[no-untyped-call]
-        sums["loss"] = float(total.detach())
+            leaf = embedding.features.detach().requires_grad_(embedding.features.requires_grad)
+            self._learn_rounds(sample, leaf, self._targets(sample, embedding.geometry), sums)
+            if leaf.grad is not None:
+                carried.append((embedding.features, leaf.grad))
+        if carried:
+            torch.autograd.backward([features for features, _ in carried], [gradient for _, gradient in carried])
         return Learned(float(sum(len(sample.masks) for sample in usable)), sums)
 
-    def _rounds(self, sample: TextSample, embedding: ImageEmbedding) -> tuple[MaskLoss, MaskLoss, torch.Tensor]:
-        """The loss of the first and of the last round, and the mean over all: text alone, then text and points."""
-        sam, vectors = self.sam, self._vectors(sample.crops)
-        truth = low_res_truth(sample.masks, embedding.geometry, sam.mask_input_size).to(sam.device)
-        position = sam.prompt_encoder.get_dense_pe()
+    def _learn_rounds(
+        self, sample: TextSample, features: torch.Tensor, targets: Targets, sums: dict[str, float]
+    ) -> None:
+        """Text alone, then text and points; every round is differentiated by itself."""
+        prompt_encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
+        generator = torch.Generator(features.device).manual_seed(sample.seed)
+        vectors, count = self._vectors(sample.crops), len(targets)
+        position = prompt_encoder.get_dense_pe()
+        plan = [False, *plan_rounds(self.options.rounds, generator)]
         points: tuple[torch.Tensor, torch.Tensor] | None = None
         previous: torch.Tensor | None = None
-        losses: list[MaskLoss] = []
-        for turn in range(1 + self.options.rounds):
-            sparse, dense = encode_text_prompts(sam.prompt_encoder, vectors, points, None, previous)
-            logits, quality = sam.mask_decoder(embedding.features, position, sparse, dense, turn == 0)
-            losses.append(interactive_loss(logits, quality, truth))
-            best = quality.detach().argmax(dim=1)
-            previous = logits.detach()[torch.arange(len(best)), best][:, None]
-            points = self._add_points(points, previous[:, 0] > sam.mask_threshold, truth[:, 0] > 0.5)
-        return losses[0], losses[-1], torch.stack([loss.total for loss in losses]).mean()
+        for number, new_point in enumerate(plan):
+            if new_point and previous is not None:
+                points = self._with_click(points, *random_error_points(previous[:, 0] > 0, targets.solid, generator))
+            sparse, dense = encode_text_prompts(prompt_encoder, vectors, points, None, previous)
+            logits, quality = decoder.predict_masks(features, position, sparse, dense)
+            first = "point" if number == 0 else None  # a phrase is as ambiguous as a click
+            loss, chosen = round_loss(logits, quality, targets.truth, first, paper_only=False)
+            (loss * count / len(plan)).backward()  # type: ignore[no-untyped-call]
+            previous = logits.detach().float()[torch.arange(count), chosen][:, None]
+            reached = float(true_iou(previous, targets.truth).sum())
+            sums["loss"] += float(loss.detach()) * count / len(plan)
+            sums["iou_text"] += reached if number == 0 else 0.0
+            sums["iou_last"] += reached if number == len(plan) - 1 else 0.0
 
-    def _add_points(
-        self, points: tuple[torch.Tensor, torch.Tensor] | None, predicted: torch.Tensor, truth: torch.Tensor
+    def _with_click(
+        self, points: tuple[torch.Tensor, torch.Tensor] | None, cells_xy: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One more click an object where the mask is wrong, in input pixels."""
-        where, label = random_error_points(predicted.cpu(), truth.cpu(), self._points)
+        """One more click an object, in input pixels."""
         pixels = self.sam.image_size / self.sam.mask_input_size
-        new = ((where[:, None] + 0.5) * pixels - 0.5).to(self.sam.device), label[:, None].to(self.sam.device)
+        new = ((cells_xy[:, None] + 0.5) * pixels - 0.5), labels[:, None]
         return new if points is None else (torch.cat([points[0], new[0]], 1), torch.cat([points[1], new[1]], 1))
+
+    def _targets(self, sample: TextSample, geometry: ImageGeometry) -> Targets:
+        labels = np.zeros(len(sample.masks), dtype=np.int64)
+        return make_targets(sample.masks, labels, geometry, self.sam.mask_input_size).to(self.sam.device)
 
     def _vectors(self, crops: Sequence[Crop]) -> torch.Tensor:
         """(N, D) of the objects' pictures."""
@@ -222,7 +237,6 @@ class TextTask:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean IoU of the mask with the highest predicted IoU, prompted by the held-out objects' pictures alone."""
-        self.sam.eval()
         values, losses = [], []
         for index in range(len(self.held_out)):
             sample = self.held_out.load(index, epoch=0)
@@ -230,10 +244,9 @@ class TextTask:
                 continue
             embedding = self.sam.encode(sample.image)
             decoded = decode_text(self.sam, embedding, self._vectors(sample.crops))
-            truth = low_res_truth(sample.masks, embedding.geometry, self.sam.mask_input_size).to(self.sam.device)
+            truth = self._targets(sample, embedding.geometry).truth
             losses.append(float(interactive_loss(decoded.low_res_logits, decoded.iou_predictions, truth).total))
             values.extend(true_iou(decoded.best().low_res_logits, truth)[:, 0].tolist())
-        self.sam.train()
         score = float(np.mean(values)) if values else 0.0
         return {"loss": float(np.mean(losses)) if losses else 0.0, "iou_text": score, "score": score}
 
@@ -244,10 +257,3 @@ class TextTask:
     def identity(self) -> dict[str, Any]:
         """The options and the model."""
         return {"task": "text", "model": self.sam.name, **asdict(self.options)}
-
-
-def low_res_truth(masks: np.ndarray, geometry: ImageGeometry, side: int) -> torch.Tensor:
-    """Masks as the network draws them: (N, H, W) bool -> (N, 1, side, side) float 0 or 1, zero in the padding."""
-    height, width = (max(1, round(length * side / geometry.image_size)) for length in geometry.input_size_hw)
-    small = F.interpolate(torch.from_numpy(masks)[:, None].float(), size=(height, width), mode="area")
-    return F.pad((small >= 0.5).float(), (0, side - width, 0, side - height))
