@@ -92,8 +92,10 @@ class BoxFile:
         key = Path(name).as_posix()
         if key in self.boxes:
             return self.boxes[key]
-        for part in (lambda p: Path(p).name, lambda p: Path(p).stem):
-            matches = [image for image in self.boxes if part(image) == part(key)]
+        for matches in (
+            [image for image in self.boxes if Path(image).name == Path(key).name],
+            [image for image in self.boxes if Path(image).stem == Path(key).stem],
+        ):
             if len(matches) > 1:
                 raise ValueError(f"{key!r} may be any of {matches[:5]} of {self.path}; give its path as written there.")
             if matches:

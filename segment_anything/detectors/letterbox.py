@@ -26,7 +26,7 @@ class Placement:
         """Map (N, 4) boxes from network pixels to original pixels, clipped to the image; float32."""
         height, width = self.original_size_hw
         corners = (boxes_xyxy.reshape(-1, 2, 2) - np.array(self.offset_xy)) / np.array(self.scale_xy)
-        return np.clip(corners, 0, (width, height)).reshape(-1, 4).astype(np.float32)
+        return np.asarray(np.clip(corners, 0, (width, height)).reshape(-1, 4), dtype=np.float32)
 
     def boxes_to_network(self, boxes_xyxy: np.ndarray) -> np.ndarray:
         """Map (N, 4) boxes from original to network pixels; float32."""

@@ -64,7 +64,8 @@ def decode_text(
     position = sam.prompt_encoder.get_dense_pe()
     features = embedding.features.to(sam.device, sam.dtype)
     masks, qualities = [], []
-    for part in rows.split(batch_size):
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
         sparse, dense = encode_text_prompts(sam.prompt_encoder, part)
         low_res, quality = sam.mask_decoder(features, position, sparse, dense, multimask_output)
         masks.append(low_res)

@@ -88,7 +88,8 @@ class TextScorer:
         if missing:
             templates = self.options.templates
             sentences = [text for phrase in missing for text in fill_templates(phrase, templates)]
-            vectors = _unit(self.encoder.encode_text(sentences)).unflatten(0, (len(missing), len(templates)))
+            vectors = _unit(self.encoder.encode_text(sentences))
+            vectors = vectors.view(len(missing), len(templates), -1)
             self._texts.update(zip(missing, _unit(vectors.mean(dim=1)), strict=True))
         return torch.stack([self._texts[phrase] for phrase in phrases])
 
@@ -128,7 +129,7 @@ class TextScorer:
                 waiting = waiting[size:]
         if waiting:
             vectors.append(_unit(self.encoder.encode_image(waiting)))
-        return _unit(torch.cat(vectors).unflatten(0, (len(records), len(styles))).mean(dim=1))
+        return _unit(torch.cat(vectors).view(len(records), len(styles), -1).mean(dim=1))
 
     def similarities(self, image: np.ndarray, records: Sequence[MaskRecord], phrases: Sequence[str]) -> np.ndarray:
         """(N, K) float32 cosines of masks with phrases."""
@@ -235,12 +236,16 @@ def _unit(vectors: Any) -> torch.Tensor:
 
 def _fingerprint(image: np.ndarray, records: Sequence[MaskRecord]) -> str:
     """Hash of the image and of the records' masks."""
-    digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
     for record in records:
-        segmentation = record["segmentation"]
-        digest.update(
-            repr(segmentation["counts"]).encode()
-            if isinstance(segmentation, dict)
-            else np.ascontiguousarray(segmentation)
-        )
+        digest.update(_mask_bytes(record["segmentation"]))
     return digest.hexdigest()
+
+
+def _mask_bytes(segmentation: Any) -> bytes:
+    if not isinstance(segmentation, dict):
+        return np.ascontiguousarray(segmentation).tobytes()
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        return counts.encode()
+    return counts if isinstance(counts, bytes) else np.asarray(counts, dtype=np.int64).tobytes()
