@@ -33,7 +33,7 @@ from segment_anything.training.prepare import (
     model_seed,
     set_drop_path,
 )
-from segment_anything.training.report import PLOT, SUMMARY, plot_history, write_summary
+from segment_anything.training.report import PLOT, SUMMARY, plot_if_possible, write_summary
 from segment_anything.training.sam_task import SamTask, Trainee
 from segment_anything.training.sources import EmbeddingSource, Frame, ImageSource
 from segment_anything.training.task import TrainingError
@@ -188,7 +188,7 @@ def _finish(
     before = {key.removeprefix("valid_"): value for key, value in history[0].items() if key.startswith("valid_")}
     best = history[outcome.best_epoch]
     after = {key.removeprefix("valid_"): value for key, value in best.items() if key.startswith("valid_")}
-    _plot(out, history, f"{task.sam.name} on {data.data.name}, {task.options.train}")
+    plot_if_possible(out / PLOT, history, f"{task.sam.name} on {data.data.name}, {task.options.train}")
     entries: dict[str, object] = {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "state": "finished" if outcome.finished else "stopped by a signal; the same command goes on",
@@ -207,13 +207,6 @@ def _finish(
     )
     text = write_summary(out / SUMMARY, entries, unusable.summary())
     return FinetuneResult(outcome.finished, before, after, history, text)
-
-
-def _plot(out: Path, history: list[dict[str, float]], title: str) -> None:
-    try:
-        plot_history(out / PLOT, history, title)
-    except ImportError as error:
-        print(f"No plot: {error}", file=sys.stderr)
 
 
 def read_back(task: SamTask, path: Path) -> str:

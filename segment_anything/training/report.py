@@ -84,6 +84,14 @@ def plot_history(path: Path, history: Sequence[Row], title: str = "") -> None:
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
+def plot_if_possible(path: Path, history: Sequence[Row], title: str) -> None:
+    """`plot_history`, or a line that says what to install: hours of training must not end in an error for a picture."""
+    try:
+        plot_history(path, history, title)
+    except ImportError as error:
+        print(f"No plot: {error}", file=sys.stderr)
+
+
 def write_summary(path: Path, entries: Mapping[str, object], appendix: str = "") -> str:
     """Write `name: value` lines, and return them."""
     width = max(len(name) for name in entries) + 2

@@ -1,7 +1,6 @@
 """How good a model is on held-out images while it is trained: 1 click, 3 clicks, a box; or one mask for each class.
 
-Clicks and boxes are those of the evaluation (`evaluation.interact`), so that the figures agree with it. Each process
-takes its share of the images.
+Each process takes its share of the images.
 
 Letters: N objects, K classes.
 """
@@ -15,14 +14,14 @@ import torch
 
 from segment_anything.datasets import Dataset, SampleError, SegmentationSample, SkippedSamples
 from segment_anything.embedding import ImageEmbedding
-from segment_anything.evaluation.interact import boxes_to_masks, click_through
+from segment_anything.masks import mask_to_box
 from segment_anything.modeling import Sam
 from segment_anything.prompts import Prompt
-from segment_anything.simulate import mask_boxes
 from segment_anything.training.classes import ClassHead, ClassPrompts
 from segment_anything.training.distributed import Workers
 from segment_anything.training.embedding_cache import EmbeddingCache
 from segment_anything.training.finetune_options import FinetuneOptions
+from segment_anything.training.measure import iou_of_boxes, iou_of_clicks
 from segment_anything.training.rounds import train_on_image
 from segment_anything.training.sources import Frame, prompt_seed, read_embedding
 from segment_anything.training.targets import limit_objects
@@ -129,9 +128,8 @@ def _figures(
     frame: Frame,
 ) -> list[float]:
     """Sums over the objects of one image, in the order of the names in `Validation`."""
-    tight = mask_boxes(torch.from_numpy(sample.masks)).double().numpy()
-    traces = click_through(sam, embedding, sample.masks, clicks=CLICKS, click_masks="paper")
-    boxed = boxes_to_masks(sam, embedding, sample.masks, tight)
+    clicked = iou_of_clicks(sam, embedding, sample.masks, CLICKS).sum(axis=1)
+    boxed = iou_of_boxes(sam, embedding, sample.masks).sum()
     targets = frame.targets(sample.masks, sample.labels, len(sample.masks), (index,)).to(sam.device)
     generator = torch.Generator(sam.device).manual_seed(prompt_seed(index))
     played = train_on_image(
@@ -140,8 +138,8 @@ def _figures(
     loss = sum(float(result.loss) for _, result in played)
     right = 0
     if isinstance(classes, ClassHead):
-        decoded = sam.decode(embedding, [Prompt.make(box=box) for box in tight], multimask_output=False)
+        prompts = [Prompt.make(box=mask_to_box(mask)) for mask in sample.masks]
+        decoded = sam.decode(embedding, prompts, multimask_output=False)
         found, _ = classes.classify(embedding, decoded)
         right = int((found.cpu().numpy() == sample.labels).sum())
-    clicked = [sum(trace.chosen[count - 1] for trace in traces) for count in (1, CLICKS)]
-    return [len(sample.masks), loss, *clicked, sum(result.iou for result in boxed), right]
+    return [len(sample.masks), loss, float(clicked[0]), float(clicked[-1]), float(boxed), right]
