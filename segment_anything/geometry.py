@@ -24,10 +24,10 @@ class ImageGeometry:
 
     @property
     def input_size_hw(self) -> tuple[int, int]:
-        """Height and width of the resized image in input pixels, without padding."""
+        """Height and width of the resized image in input pixels, without padding; a thin line keeps one pixel."""
         height, width = self.original_size_hw
         scale = self.image_size * 1.0 / max(height, width)
-        return int(height * scale + 0.5), int(width * scale + 0.5)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     @property
     def scale_xy(self) -> tuple[float, float]:

@@ -60,6 +60,11 @@ class Prompt:
         Raises:
             ValueError: naming the argument, what was expected, what came, and the cure.
         """
+        if mask is not None and mask_logits is not None:
+            raise ValueError(
+                "mask and mask_logits came together: both fill the one mask prompt. Give the binary mask, "
+                "or the logits of an earlier prediction."
+            )
         points_xy = None if points is None else _checked_points(points)
         return cls(
             points_xy,
@@ -101,7 +106,10 @@ class Prompt:
                     f"but has ({x:g}, {y:g}).{hint}"
                 )
         if self.mask is not None and self.mask.shape != (height, width):
-            raise ValueError(f"mask must have the image's shape ({height}, {width}), got {self.mask.shape}.")
+            raise ValueError(
+                f"mask must have the image's shape ({height}, {width}), got {self.mask.shape}: resize it, or give the "
+                "low-resolution logits of an earlier prediction as mask_logits."
+            )
 
     def low_res_logits(self, geometry: ImageGeometry, size: int) -> torch.Tensor | None:
         """`low_res_array` as a tensor."""
@@ -167,7 +175,15 @@ class Prompts(Sequence[Prompt]):
     @classmethod
     def from_boxes(cls, boxes_xyxy: Any) -> Prompts:
         """One object for each of (N, 4) boxes in original pixels."""
-        return cls(Prompt.make(box=box) for box in _as_floats("boxes", boxes_xyxy).reshape(-1, 4))
+        boxes = _as_floats("boxes", boxes_xyxy)
+        if boxes.size == 0:  # a detector that found nothing
+            return cls([])
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(
+                f"boxes must have shape (N, 4), one row x0, y0, x1, y1 for each object, got shape {boxes.shape}. "
+                "One box is boxes[None]."
+            )
+        return cls(Prompt(box_xyxy=_checked_box(box, f"boxes[{index}]")) for index, box in enumerate(boxes))
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -184,11 +200,14 @@ def _as_floats(name: str, value: Any) -> FloatArray:
     if is_tensor(value):
         value = to_numpy(value)
     try:
-        array = np.array(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused below
+            array = np.array(value, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers, got {value!r}.") from error
+        raise ValueError(f"{name} must be numbers in rows of one length, got {value!r}.") from error
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite numbers, got {array[~np.isfinite(array)][0]} among them.")
+        raise ValueError(
+            f"{name} must be finite numbers, got {array[~np.isfinite(array)][0]} among them: leave such rows out."
+        )
     return array
 
 
@@ -221,30 +240,38 @@ def _checked_labels(labels: Any, points_xy: FloatArray | None) -> npt.NDArray[np
     array = _as_floats("point_labels", labels)
     if array.shape != (len(points_xy),):
         raise ValueError(
-            f"point_labels must have shape ({len(points_xy)},), one for each point, got shape {array.shape}."
+            f"point_labels must have shape ({len(points_xy)},), one for each point, got shape {array.shape}: "
+            f"for {len(points_xy)} points on the object it is np.ones({len(points_xy)})."
         )
     if not np.isin(array, (0, 1)).all():
         wrong = array[~np.isin(array, (0, 1))][0]
-        raise ValueError(f"point_labels must be 1 (on the object) or 0 (background), got {wrong:g}.")
+        raise ValueError(
+            f"point_labels must be 1 (on the object) or 0 (background), got {wrong:g} among them. "
+            "Padding is not needed: every object may have another number of points."
+        )
     return array.astype(np.int64)
 
 
-def _checked_box(box: Any) -> FloatArray:
-    array = _as_floats("box", box)
+def _checked_box(box: Any, name: str = "box") -> FloatArray:
+    array = _as_floats(name, box)
     if array.shape == (1, 4):
         array = array[0]
     if array.shape != (4,):
         raise ValueError(
-            f"box must be four numbers x0, y0, x1, y1, got shape {array.shape}. "
+            f"{name} must be four numbers x0, y0, x1, y1, got shape {array.shape}. "
             "For many boxes use predict_many(Prompts.from_boxes(boxes))."
         )
     x0, y0, x1, y1 = (float(value) for value in array)
     if x0 >= x1 or y0 >= y1:
-        hint = "Order the corners: top left first."
+        meant = []
         if x1 > 0 and y1 > 0:
-            hint = f"As x, y, width, height it would be [{x0:g}, {y0:g}, {x0 + x1:g}, {y0 + y1:g}]: is it XYWH?"
+            meant.append(f"[{x0:g}, {y0:g}, {x0 + x1:g}, {y0 + y1:g}], if this is x, y, width, height (XYWH)")
+        if x0 != x1 and y0 != y1:
+            corners = [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
+            meant.append(f"[{', '.join(f'{value:g}' for value in corners)}], if these are two corners")
         raise ValueError(
-            f"box must be x0, y0, x1, y1 with x0 < x1 and y0 < y1, got [{x0:g}, {y0:g}, {x1:g}, {y1:g}]. {hint}"
+            f"{name} must be x0, y0, x1, y1 with x0 < x1 and y0 < y1, got [{x0:g}, {y0:g}, {x1:g}, {y1:g}]. "
+            + (f"Did you mean {', or '.join(meant)}?" if meant else "It has no area.")
         )
     return array
 
@@ -252,9 +279,13 @@ def _checked_box(box: Any) -> FloatArray:
 def _checked_mask(mask: Any) -> npt.NDArray[np.bool_]:
     array = to_numpy(mask)
     if array.ndim != 2:
-        raise ValueError(f"mask must have shape (H, W), got shape {array.shape}.")
+        cure = f"One of {array.shape[0]} masks is mask[0]." if array.ndim == 3 else "It covers the whole image."
+        raise ValueError(f"mask must have shape (H, W), got shape {array.shape}. {cure}")
     if array.dtype != np.bool_ and not np.isin(array, (0, 1, 255)).all():
-        raise ValueError(f"mask must be binary (bool, 0/1 or 0/255), got values from {array.min()} to {array.max()}.")
+        raise ValueError(
+            f"mask must be binary (bool, 0/1 or 0/255), got values from {array.min()} to {array.max()}. "
+            "Logits of an earlier prediction go to mask_logits; one object of a label map is labels == number."
+        )
     return array.astype(np.bool_)
 
 
