@@ -10,10 +10,8 @@ objects of which some share its colour or its shape). Measured: see docs/labels.
 """
 
 import argparse
-import itertools
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -266,26 +264,27 @@ def tiny_sam(width: int = 64) -> Sam:
     return sam
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture of seen combinations that is drawn anew whenever it is read."""
+class Pictures:
+    """Pictures of seen combinations, each drawn anew whenever it is read."""
 
-    name: str
-    counter: Iterator[int]
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.rng = np.random.default_rng((1, seed))
 
-    def read(self) -> SegmentationSample:
-        rng = np.random.default_rng((1, next(self.counter)))
-        image, masks = picture(draw_combinations(SEEN[rng.integers(len(SEEN))], rng), rng)
-        return SegmentationSample(image, masks, np.zeros(len(masks), np.int64), self.name)
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> SegmentationSample:
+        image, masks = picture(draw_combinations(SEEN[self.rng.integers(len(SEEN))], self.rng), self.rng)
+        return SegmentationSample(image, masks, np.zeros(len(masks), np.int64), f"picture {index}")
 
 
 def train_sam(clip: TinyClip, options: Options) -> Sam:
     """The paper's recipe, with the tiny CLIP's image vectors; no word is used."""
     torch.manual_seed(options.seed)
-    counter, batch = itertools.count(), 8
-    pictures = [Picture(f"picture {i}", counter) for i in range(100 * batch)]
+    batch = 8
     text = TextOptions(min_area_px=50, rounds=options.rounds, attend_inside=False, seed=options.seed)
-    task = TextTask(tiny_sam(), clip, pictures, pictures[:40], text)
+    task = TextTask(tiny_sam(), clip, Pictures(100 * batch, options.seed), Pictures(40, options.seed + 1), text)
     loop = LoopOptions(
         epochs=max(1, options.sam_steps // 100), batch_size=batch, lr=1e-3, weight_decay=0.01, layer_decay=1.0,
         schedule="cosine", progress=False, save_every=10**6, tensorboard=False, seed=options.seed,

@@ -16,28 +16,22 @@ from segment_anything.training.text import TextOptions, TextSource, TextTask, cu
 SMALL = TextOptions(min_area_px=50, rounds=3, attend_inside=False)
 
 
-class Squares:
-    """A red and a blue square on grey, whose places depend on the name."""
-
-    def __init__(self, number):
-        self.name = f"squares {number}"
-        self.generator = np.random.default_rng(number)
-        self.left = self.generator.permutation([4, 36])
-
-    def read(self):
-        image, masks = np.full((64, 64, 3), 128, np.uint8), np.zeros((2, 64, 64), bool)
-        for mask, colour, left in zip(masks, ("red", "blue"), self.left, strict=True):
-            mask[20:44, left : left + 24] = True
-            image[mask] = COLOURS[colour]
-        return SegmentationSample(image, masks, np.zeros(2, np.int64), self.name)
+def squares(number):
+    """A red and a blue square on grey, whose places depend on the number."""
+    image, masks = np.full((64, 64, 3), 128, np.uint8), np.zeros((2, 64, 64), bool)
+    places = np.random.default_rng(number).permutation([4, 36])
+    for mask, colour, left in zip(masks, ("red", "blue"), places, strict=True):
+        mask[20:44, left : left + 24] = True
+        image[mask] = COLOURS[colour]
+    return SegmentationSample(image, masks, np.zeros(2, np.int64), f"squares {number}")
 
 
 def task(count=4, options=SMALL, **others):
-    return TextTask(toy_sam(), ColourEncoder(), [Squares(i) for i in range(count)], [Squares(99)], options, **others)
+    return TextTask(toy_sam(), ColourEncoder(), [squares(i) for i in range(count)], [squares(99)], options, **others)
 
 
 def test_small_objects_are_left_out_and_large_ones_cut_out_square():
-    sample = Squares(0).read()
+    sample = squares(0)
     masks = np.concatenate([sample.masks, np.zeros((1, 64, 64), bool)])
     masks[2, 0, :5] = True
     sample = SegmentationSample(sample.image, masks, np.zeros(3, np.int64), "three")
@@ -50,7 +44,7 @@ def test_small_objects_are_left_out_and_large_ones_cut_out_square():
 
 
 def test_the_chance_of_masking_and_the_factor_are_obeyed():
-    sample = Squares(0).read()
+    sample = squares(0)
     always = TextOptions(min_area_px=50, masked=1.0, expand=(2.0, 2.0))
     crop, _ = cut_objects(sample, always, np.random.default_rng(0)).crops
     assert crop.mask.shape == (48, 48)
@@ -62,17 +56,17 @@ def test_the_chance_of_masking_and_the_factor_are_obeyed():
 
 def test_the_papers_limit_of_a_hundred_pixels_is_the_default():
     assert TextOptions().min_area_px == 10_000
-    assert len(cut_objects(Squares(0).read(), TextOptions(), np.random.default_rng(0)).masks) == 0
+    assert len(cut_objects(squares(0), TextOptions(), np.random.default_rng(0)).masks) == 0
 
 
 def test_at_most_max_objects_are_drawn():
     options = TextOptions(min_area_px=50, max_objects=1)
-    first = [int(cut_objects(Squares(0).read(), options, np.random.default_rng(i)).masks[0, 30, 10]) for i in range(20)]
+    first = [int(cut_objects(squares(0), options, np.random.default_rng(i)).masks[0, 30, 10]) for i in range(20)]
     assert 0 < sum(first) < 20
 
 
 def test_what_is_drawn_depends_only_on_seed_epoch_and_index():
-    source = TextSource([Squares(0), Squares(1)], SMALL, None)
+    source = TextSource([squares(0), squares(1)], SMALL, None)
     a, b, c = source.load(1, epoch=3), source.load(1, epoch=3), source.load(1, epoch=4)
     assert a.seed == b.seed != c.seed
     for x, y in zip(a.crops, b.crops, strict=True):
@@ -131,7 +125,7 @@ def test_after_training_a_word_selects_its_square(tmp_path):
     )
     outcome = Loop(it, options, tmp_path).run()
     assert outcome.history[-1]["valid_iou_text"] > 0.5 > outcome.history[0]["valid_iou_text"]
-    held_out = Squares(98).read()
+    held_out = squares(98)
     prompter = TextPrompter(it.sam.eval(), ColourEncoder())
     found = prompter.decode(it.sam.encode(held_out.image), ["red", "blue"]).best().masks()[:, 0].numpy()
     for index in range(2):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from segment_anything.checkpoints import save_checkpoint
-from segment_anything.datasets import SegmentationSample
+from segment_anything.datasets import Dataset, SegmentationSample
 from segment_anything.geometry import ImageGeometry
 from segment_anything.masks import mask_to_box
 from segment_anything.modeling import Sam
@@ -67,14 +67,12 @@ class TextOptions:
             raise ValueError(f"max_objects must be at least 1; got {self.max_objects}.")
 
 
-class Readable(Protocol):
-    """One image of a data set, such as `datasets.Sample`."""
+class Images(Protocol):
+    """Images with masks, read one at a time: a `datasets.Dataset`, or a list of samples."""
 
-    name: str
+    def __len__(self) -> int: ...
 
-    def read(self) -> SegmentationSample:
-        """Its pixels and masks."""
-        ...
+    def __getitem__(self, index: int, /) -> SegmentationSample: ...
 
 
 @dataclass(frozen=True)
@@ -94,20 +92,20 @@ class TextSample:
 class TextSource:
     """Reads, augments and cuts: a training source for `Loop`."""
 
-    def __init__(self, samples: Sequence[Readable], options: TextOptions, augmentation: AugmentOptions | None) -> None:
-        self.samples, self.options, self.augmentation = samples, options, augmentation
+    def __init__(self, images: Images, options: TextOptions, augmentation: AugmentOptions | None) -> None:
+        self.images, self.options, self.augmentation = images, options, augmentation
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.images)
 
     def name(self, index: int) -> str:
-        """The image's name."""
-        return self.samples[index].name
+        """The image's path in its data set, or its number."""
+        return self.images.samples[index].name if isinstance(self.images, Dataset) else f"image {index}"
 
     def load(self, index: int, epoch: int) -> TextSample:
         """One image; what is drawn depends only on the seed, the epoch and the index."""
         generator = np.random.default_rng((self.options.seed, epoch, index))
-        sample = self.samples[index].read()
+        sample = self.images[index]
         if self.augmentation is not None:
             sample = augment(sample, self.augmentation, generator)
         return cut_objects(sample, self.options, generator)
@@ -139,8 +137,8 @@ class TextTask:
         self,
         sam: Sam,
         encoder: TextImageEncoder,
-        train: Sequence[Readable],
-        held_out: Sequence[Readable],
+        train: Images,
+        held_out: Images,
         options: TextOptions | None = None,
         augmentation: AugmentOptions | None = None,
     ) -> None:
