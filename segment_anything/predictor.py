@@ -13,7 +13,9 @@ import torch
 from segment_anything.embedding import ImageEmbedding
 from segment_anything.geometry import ImageGeometry
 from segment_anything.images import check_image_array
-from segment_anything.modeling.sam import Decoded, Sam
+from segment_anything.modeling.prompt_tensors import check_values, paired
+from segment_anything.modeling.decoded import Decoded
+from segment_anything.modeling.sam import Sam
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -131,12 +133,11 @@ class SamPredictor:
 
         Raises:
             RuntimeError: if no image is set.
-            ValueError: for prompts of another shape.
+            ValueError: for prompts of another shape, or that cannot be meant.
         """
         embedding = self._embedding()
-        points = _checked_torch_points(point_coords, point_labels)
-        if boxes is not None and (boxes.ndim != 2 or boxes.shape[1] != 4):
-            raise ValueError(f"boxes must have shape (N, 4), got {tuple(boxes.shape)}.")
+        points = paired(point_coords, point_labels)
+        check_values(points, boxes, mask_input)
         low_res, iou = self.model.predict_low_res(embedding.features, points, boxes, mask_input, multimask_output)
         logits = Decoded(low_res, iou, embedding.geometry).logits()
         return logits if return_logits else logits > self.model.mask_threshold, iou, low_res
@@ -170,12 +171,12 @@ class SamPredictor:
         return masks.cpu().numpy(), decoded.iou_predictions.cpu().numpy(), decoded.low_res_logits.cpu().numpy()
 
     def get_image_embedding(self) -> torch.Tensor:
-        """The embedding (1, C, g, g) of the image that is set.
+        """The embedding (1, C, g, g) of the image that is set, float32 whatever the model's type.
 
         Raises:
             RuntimeError: if none is.
         """
-        return self._embedding("An image must be set with .set_image(...) to generate an embedding.").features
+        return self._embedding("An image must be set with .set_image(...) to generate an embedding.").features.float()
 
     def save_embedding(self, path: str | os.PathLike[str], half: bool = False) -> None:
         """Write the embedding of the image that is set; see `ImageEmbedding.save`."""
@@ -252,33 +253,16 @@ class SamPredictor:
         """Follows from `original_size`; accepted so that old programs run."""
 
     def _remember(self, **values: object) -> None:
+        if None in values.values():
+            self.reset_image()
+            return
         self._restored.update(values)
-        features, size = self._restored.get("features"), self._restored.get("original_size")
+        known = {"features": self.features, "original_size": self.original_size, **self._restored}
+        features, size = known["features"], known["original_size"]
         if isinstance(features, torch.Tensor) and size is not None:
             self._restore(features, (int(size[0]), int(size[1])))  # type: ignore[index]
             self._restored = {}
-        elif self.embedding is not None and None in values.values():
-            self.embedding = None
 
     def _restore(self, features: torch.Tensor, original_size_hw: tuple[int, int]) -> None:
         geometry = ImageGeometry(original_size_hw, self.model.image_size)
         self.embedding = ImageEmbedding(features, geometry, self.model.name, self.model.fingerprint(), "unknown")
-
-
-def _checked_torch_points(
-    point_coords: torch.Tensor | None, point_labels: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if point_coords is None:
-        return None
-    if point_labels is None:
-        raise ValueError("point_labels must be supplied if point_coords is supplied.")
-    if point_coords.ndim != 3 or point_coords.shape[2] != 2:
-        raise ValueError(
-            f"point_coords must have shape (N, P, 2): N objects of P points each, got {tuple(point_coords.shape)}. "
-            "One object of P points is points[None]; P objects of one point are points[:, None]."
-        )
-    if point_labels.shape != point_coords.shape[:2]:
-        raise ValueError(
-            f"point_labels must have shape {tuple(point_coords.shape[:2])}, got {tuple(point_labels.shape)}."
-        )
-    return point_coords, point_labels
