@@ -11,9 +11,9 @@ from segment_anything.masks import box_iou
 IMAGE = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def rtdetr(tmp_path_factory):
-    return tiny_transformers.save_rtdetr(tmp_path_factory.mktemp("rtdetr"))
+@pytest.fixture(scope="module", params=["save_rtdetr", "save_dfine"])
+def closed_vocabulary(request, tmp_path_factory):
+    return getattr(tiny_transformers, request.param)(tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module", params=["save_owlv2", "save_grounding_dino"])
@@ -21,8 +21,8 @@ def open_vocabulary(request, tmp_path_factory):
     return getattr(tiny_transformers, request.param)(tmp_path_factory.mktemp(request.param))
 
 
-def test_a_folder_with_a_transformers_model_is_a_detector_of_its_classes(rtdetr):
-    detector = load_detector(rtdetr, min_score=0.0)
+def test_a_folder_with_a_transformers_model_is_a_detector_of_its_classes(closed_vocabulary):
+    detector = load_detector(closed_vocabulary, min_score=0.0)
     detections = detector.detect(IMAGE)
     assert detector.class_names == ("cat", "dog")
     assert {d.label for d in detections} <= {"cat", "dog"}
@@ -35,8 +35,8 @@ def test_a_folder_with_a_transformers_model_is_a_detector_of_its_classes(rtdetr)
     assert scores == sorted(scores, reverse=True)
 
 
-def test_a_high_threshold_leaves_an_empty_list(rtdetr):
-    assert HuggingFaceDetector(rtdetr, min_score=0.999).detect(IMAGE) == []
+def test_a_high_threshold_leaves_an_empty_list(closed_vocabulary):
+    assert HuggingFaceDetector(closed_vocabulary, min_score=0.999).detect(IMAGE) == []
 
 
 def test_phrases_become_the_labels_as_they_were_written(open_vocabulary):

@@ -118,6 +118,24 @@ def save_grounding_dino(folder: Path) -> Path:
     return folder
 
 
+_DETR = {
+    "encoder_hidden_dim": 16,
+    "encoder_in_channels": [16, 16, 16],
+    "encoder_ffn_dim": 16,
+    "encoder_attention_heads": 2,
+    "d_model": 16,
+    "num_queries": 10,
+    "decoder_in_channels": [16, 16, 16],
+    "decoder_ffn_dim": 16,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "num_denoising": 0,
+    "hidden_expansion": 0.5,
+    "id2label": {0: "cat", 1: "dog"},
+    "label2id": {"cat": 0, "dog": 1},
+}
+
+
 def save_rtdetr(folder: Path) -> Path:
     """RT-DETR with 10 queries and the classes cat and dog, on 64-pixel images."""
     from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessorPil, RTDetrResNetConfig
@@ -130,23 +148,28 @@ def save_rtdetr(folder: Path) -> Path:
         layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )
-    config = RTDetrConfig(
-        backbone_config=backbone,
-        encoder_hidden_dim=16,
-        encoder_in_channels=[16, 16, 16],
-        encoder_ffn_dim=16,
-        encoder_attention_heads=2,
-        d_model=16,
-        num_queries=10,
-        decoder_in_channels=[16, 16, 16],
-        decoder_ffn_dim=16,
-        decoder_layers=2,
-        decoder_attention_heads=2,
-        num_denoising=0,
-        hidden_expansion=0.5,
-        id2label={0: "cat", 1: "dog"},
-        label2id={"cat": 0, "dog": 1},
+    RTDetrForObjectDetection(RTDetrConfig(backbone_config=backbone, **_DETR)).save_pretrained(folder)
+    RTDetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def save_dfine(folder: Path) -> Path:
+    """D-FINE with 10 queries and the classes cat and dog, on 64-pixel images."""
+    from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config, RTDetrImageProcessorPil
+
+    torch.manual_seed(0)
+    backbone = HGNetV2Config(
+        stem_channels=[3, 8, 8],
+        stage_in_channels=[8, 8, 16, 16],
+        stage_mid_channels=[8, 8, 8, 8],
+        stage_out_channels=[8, 16, 16, 16],
+        stage_num_blocks=[1, 1, 1, 1],
+        stage_numb_of_layers=[1, 1, 1, 1],
+        embedding_size=8,
+        hidden_sizes=[8, 16, 16, 16],
+        depths=[1, 1, 1, 1],
+        out_features=["stage2", "stage3", "stage4"],
     )
-    RTDetrForObjectDetection(config).save_pretrained(folder)
+    DFineForObjectDetection(DFineConfig(backbone_config=backbone, **_DETR)).save_pretrained(folder)
     RTDetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder
