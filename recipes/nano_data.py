@@ -250,13 +250,20 @@ class Crops(torch.utils.data.IterableDataset):
             size = (max(8, int(item.width * scale)), max(8, int(item.height * scale)))
             if size[0] >= target[0] or size[1] >= target[1]:
                 continue
-            alpha = Image.fromarray(coco.decode(item.objects[0]) * np.uint8(255)).resize(size, Image.Resampling.BILINEAR)
+            alpha = Image.fromarray(coco.decode(item.objects[0]) * np.uint8(255)).resize(
+                size, Image.Resampling.BILINEAR
+            )
             cut = Image.fromarray(self.packed.image(item)).resize(size, Image.Resampling.BILINEAR)
-            x, y = 2 * int(rng.integers((target[0] - size[0]) // 2 + 1)), 2 * int(rng.integers((target[1] - size[1]) // 2 + 1))
+            x, y = (
+                2 * int(rng.integers((target[0] - size[0]) // 2 + 1)),
+                2 * int(rng.integers((target[1] - size[1]) // 2 + 1)),
+            )
             weight = np.asarray(alpha, dtype=np.float32)[..., None] / 255
             window = image[y : y + size[1], x : x + size[0]]
             window[:] = window * (1 - weight) + _jitter(rng, np.asarray(cut)) * weight
-            small = np.asarray(alpha.resize((max(1, size[0] // 2), max(1, size[1] // 2)), Image.Resampling.BILINEAR)) > 127
+            small = (
+                np.asarray(alpha.resize((max(1, size[0] // 2), max(1, size[1] // 2)), Image.Resampling.BILINEAR)) > 127
+            )
             mask = np.zeros((half, half), bool)
             mask[y // 2 : y // 2 + small.shape[0], x // 2 : x // 2 + small.shape[1]] = small
             masks = [left for left in (other & ~mask for other in masks) if left.sum() >= 16] + [mask]
@@ -284,7 +291,9 @@ def validation(packed: Packed, names: tuple[str, ...], size: int) -> Iterator[tu
             scale = size / max(item.height, item.width)
             target = (max(1, round(item.width * scale)), max(1, round(item.height * scale)))
             image = np.zeros((size, size, 3), np.uint8)
-            image[: target[1], : target[0]] = Image.fromarray(packed.image(item)).resize(target, Image.Resampling.BILINEAR)
+            image[: target[1], : target[0]] = Image.fromarray(packed.image(item)).resize(
+                target, Image.Resampling.BILINEAR
+            )
             masks = []
             for run in item.objects[:8]:
                 small = Image.fromarray(coco.decode(run) * np.uint8(255))

@@ -57,7 +57,7 @@ def random_error_points(
 
 
 def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """Tight boxes (N, 4) XYXY float32 of (N, H, W) bool masks, corners at the outer edges' pixel centres; empty: zeros."""
+    """Tight boxes (N, 4) XYXY float32 of (N, H, W) bool masks, corners at the outermost pixels; empty: zeros."""
     _, height, width = masks.shape
     rows, columns = masks.any(dim=2), masks.any(dim=1)
     y, x = torch.arange(height, device=masks.device), torch.arange(width, device=masks.device)

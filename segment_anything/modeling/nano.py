@@ -8,6 +8,8 @@ economy (one image embedding, many prompts) and the mask decoder are SAM's.
 Letters: B images, N objects, P points, C channels, g embedding cells a side.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -102,7 +104,7 @@ class NanoEncoder(nn.Module):
         self.stem = nn.Sequential(
             ConvNorm(3, widths[0] // 2, 3, stride=2), nn.Hardswish(), ConvNorm(widths[0] // 2, widths[0], 3, stride=2)
         )
-        self.downs = nn.ModuleList(ConvNorm(n, m, 3, stride=2) for n, m in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(ConvNorm(n, m, 3, stride=2) for n, m in pairwise(widths))
         self.stages = nn.ModuleList(
             nn.Sequential(*(ConvBlock(width, 3) if stage < 3 else AttentionBlock(width, heads) for _ in range(depth)))
             for stage, (width, depth) in enumerate(zip(widths, depths, strict=True))

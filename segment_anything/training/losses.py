@@ -50,7 +50,7 @@ def dice_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def true_iou(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """IoU of every thresholded mask with the truth: (N, K, h, w) and (N, 1, h, w) -> (N, K). Two empty masks score 0."""
+    """IoU of every thresholded mask with the truth: (N, K, h, w), (N, 1, h, w) -> (N, K). Two empty masks score 0."""
     predicted, wanted = logits > 0, truth > 0.5
     overlap = (predicted & wanted).sum(dim=(2, 3))
     union = (predicted | wanted).sum(dim=(2, 3))
@@ -83,5 +83,3 @@ def interactive_loss(logits: torch.Tensor, iou_predictions: torch.Tensor, truth:
     iou = true_iou(logits.detach(), truth)
     error = (iou_predictions.float() - iou).square().mean()
     return MaskLoss(lowest.mean() + IOU_WEIGHT * error, iou, lowest.detach())
-
-
