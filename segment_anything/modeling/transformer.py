@@ -109,7 +109,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     Between few tokens and a whole image the score matrix is thin; three plain products are then 2 to 4 times faster
     than the fused kernel on a CPU, forward and backward (docs/log.md).
     """
-    if min(q.shape[2], k.shape[2]) > 32:
+    # An exported graph must serve any number of tokens, so it may not branch on it.
+    if not torch.compiler.is_exporting() and min(q.shape[2], k.shape[2]) > 32:
         return scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
     return scores.softmax(dim=-1) @ v
