@@ -7,8 +7,7 @@ Letters: B images, N objects, C masks of each, H x W original pixels, S side of 
 side.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,51 +19,23 @@ from torch.nn.functional import interpolate, pad
 from segment_anything.embedding import ImageEmbedding, fingerprint_image, fingerprint_weights
 from segment_anything.geometry import ImageGeometry
 from segment_anything.images import check_image_array
+from segment_anything.modeling.decoded import Decoded
 from segment_anything.modeling.mask_decoder import MaskDecoder
+from segment_anything.modeling.prepared_decoder import (
+    PreparedDecoder,
+    PreparedImages,
+    can_prepare,
+    most_prompt_tokens,
+    same_everywhere,
+    tensor_states,
+)
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
+from segment_anything.modeling.prompt_tensors import check_shapes, paired
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.utils.transforms import ResizeLongestSide
 
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """Masks of N objects in one image, at low resolution until somebody wants them larger."""
-
-    low_res_logits: torch.Tensor
-    """(N, C, 4g, 4g), in the frame of the padded input."""
-    iou_predictions: torch.Tensor
-    """(N, C)."""
-    geometry: ImageGeometry
-    """How the image lies in the model's input."""
-
-    def __len__(self) -> int:
-        return len(self.low_res_logits)
-
-    def logits(self) -> torch.Tensor:
-        """(N, C, H, W) float32 logits in original pixels."""
-        return upscale_masks(self.low_res_logits, self.geometry)
-
-    def masks(self, threshold: float = 0.0) -> torch.Tensor:
-        """(N, C, H, W) bool in original pixels."""
-        return self.logits() > threshold
-
-    def best(self) -> "Decoded":
-        """Of each object's masks the one with the highest predicted IoU: C = 1."""
-        index = self.iou_predictions.argmax(dim=1)
-        rows = torch.arange(len(index), device=index.device)
-        return replace(
-            self,
-            low_res_logits=self.low_res_logits[rows, index][:, None],
-            iou_predictions=self.iou_predictions[rows, index][:, None],
-        )
-
-
-def upscale_masks(masks: torch.Tensor, geometry: ImageGeometry) -> torch.Tensor:
-    """Low-resolution logits (N, C, h, w) to original pixels (N, C, H, W), float32: up to the input, crop, resize."""
-    height, width = geometry.input_size_hw
-    side = (geometry.image_size, geometry.image_size)
-    masks = interpolate(masks.float(), side, mode="bilinear", align_corners=False)[..., :height, :width]
-    return interpolate(masks, geometry.original_size_hw, mode="bilinear", align_corners=False)
+CPU_BATCH = 8
+"""Objects decoded at once on a CPU at most: enough for the tokens' matrices, few enough that memory is used again."""
 
 
 class Sam(nn.Module):
@@ -102,6 +73,7 @@ class Sam(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self._fingerprint: tuple[object, str] | None = None
+        self._prepared = PreparedImages()
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +116,17 @@ class Sam(nn.Module):
 
         Returns:
             (..., 3, S, S) in the model's type.
+
+        Raises:
+            ValueError: if it is no such tensor, or larger than the input.
         """
+        if x.ndim < 3 or x.shape[-3] != 3 or max(x.shape[-2:]) > self.image_size:
+            raise ValueError(
+                f"image must be RGB of shape (3, h, w), its longest side resized to {self.image_size} "
+                f"(ResizeLongestSide({self.image_size}) does it), got {tuple(x.shape)}."
+            )
+        if x.dtype == torch.float64:  # some devices have none
+            x = x.float()
         x = ((x.to(self.device).float() - self.pixel_mean.float()) / self.pixel_std.float()).to(self.dtype)
         height, width = x.shape[-2:]
         return pad(x, (0, self.image_size - width, 0, self.image_size - height))
@@ -170,7 +152,8 @@ class Sam(nn.Module):
     def forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, torch.Tensor]]:
         """Encode and decode a list of images, each with its own prompts, already in the input's frame.
 
-        Gradients flow; put `torch.no_grad()` around it for inference.
+        In eval mode no gradients are kept: programs for the original package call it so, and the activations of a ViT
+        fill gigabytes. After `train()` they flow, as they do through `encode` and `decode` in any mode.
 
         Args:
             batched_input: for each image a dict of "image" (3, h, w) resized RGB 0..255, "original_size" (H, W), and
@@ -181,18 +164,25 @@ class Sam(nn.Module):
         Returns:
             for each image a dict of "masks" (N, C, H, W) bool, "iou_predictions" (N, C) and "low_res_logits"
             (N, C, 4g, 4g).
+
+        Raises:
+            ValueError: for an image or prompts of another shape.
         """
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return self._forward(batched_input, multimask_output)
+
+    def _forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, torch.Tensor]]:
+        if not batched_input:
+            return []
         images = torch.stack([self.preprocess(item["image"]) for item in batched_input])
         outputs = []
         for item, features in zip(batched_input, self.image_encoder(images), strict=True):
-            points = (item["point_coords"], item["point_labels"]) if "point_coords" in item else None
+            points = paired(item.get("point_coords"), item.get("point_labels"))
             low_res, iou = self.predict_low_res(
                 features[None], points, item.get("boxes"), item.get("mask_inputs"), multimask_output
             )
             masks = self.postprocess_masks(low_res, item["image"].shape[-2:], item["original_size"])
-            outputs.append(
-                {"masks": masks > self.mask_threshold, "iou_predictions": iou, "low_res_logits": low_res}
-            )
+            outputs.append({"masks": masks > self.mask_threshold, "iou_predictions": iou, "low_res_logits": low_res})
         return outputs
 
     def predict_low_res(
@@ -215,22 +205,54 @@ class Sam(nn.Module):
         Returns:
             Logits (N, 3 or 1, 4g, 4g) and predicted IoU (N, 3 or 1).
         """
+        sparse, dense = self._encode_prompts(points, boxes, masks)
+        prepared = self._prepare(features, sparse, dense)
+        if prepared is not None:
+            chosen = slice(1, None) if multimask_output else slice(0, 1)
+            low_res, iou = prepared.predict_masks(sparse, dense, chosen)
+        else:
+            low_res, iou = self.mask_decoder(
+                image_embeddings=features.to(self.device, self.dtype),
+                image_pe=self.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask_output,
+            )
+        return low_res.float(), iou.float()
+
+    def _encode_prompts(
+        self, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.device
+        points, boxes, masks = check_shapes(points, boxes, masks, self.mask_input_size)
         if points is not None:
-            points = points[0].to(device, torch.float32), points[1].to(device)
+            points = points[0].to(device, torch.float32), points[1].to(device, torch.int64)
         sparse, dense = self.prompt_encoder(
             points,
             None if boxes is None else boxes.to(device, torch.float32),
             None if masks is None else masks.to(device, self.dtype),
         )
-        low_res, iou = self.mask_decoder(
-            image_embeddings=features.to(device, self.dtype),
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask_output,
+        return sparse, dense
+
+    def _prepare(self, features: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor) -> PreparedDecoder | None:
+        """The decoder prepared for this embedding, where gradients and exports are not at stake and it pays."""
+        decoder = self.mask_decoder
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if len(features) != 1 or len(sparse) == 0 or not can_prepare(decoder):
+            return None
+        if sparse.shape[1] > most_prompt_tokens(decoder):
+            return None
+        everywhere = same_everywhere(dense)
+        used = [*decoder.parameters(), self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix]
+        state = tensor_states(used), None if everywhere is None else tuple(everywhere.tolist())
+        return self._prepared.get(
+            features,
+            state,
+            lambda: PreparedDecoder(
+                decoder, features.to(self.device, self.dtype), self.prompt_encoder.get_dense_pe(), everywhere
+            ),
         )
-        return low_res.float(), iou.float()
 
     def encode(self, image: npt.NDArray[np.uint8]) -> ImageEmbedding:
         """Encode one image, (H, W, 3) uint8 RGB. Gradients flow unless the caller switches them off.
@@ -282,19 +304,10 @@ class Sam(nn.Module):
         Raises:
             ValueError: if the embedding was made by other weights, or a prompt does not fit the image.
         """
-        self.check_embedding(embedding)
-        prompts = Prompts([prompts] if isinstance(prompts, Prompt) else prompts)
-        for prompt in prompts:
-            prompt.check_inside(embedding.geometry.original_size_hw)
-        completed = [prompt.completed() for prompt in prompts]
-        groups: dict[object, list[int]] = {}
-        for index, prompt in enumerate(completed):  # only objects with the same number of tokens share a batch
-            groups.setdefault(_signature(prompt, multimask_output), []).append(index)
-        parts: list[tuple[list[int], torch.Tensor, torch.Tensor]] = []
-        for indices in groups.values():
-            for start in range(0, len(indices), batch_size):
-                batch = indices[start : start + batch_size]
-                parts.append((batch, *self._decode_alike(embedding, [completed[i] for i in batch], multimask_output)))
+        parts = [
+            (batch, *self._decode_alike(embedding, alike, multimask_output))
+            for batch, alike in self._batches(embedding, prompts, multimask_output, batch_size)
+        ]
         count = 3 if multimask_output else 1
         if not parts:
             side = self.mask_input_size
@@ -307,27 +320,104 @@ class Sam(nn.Module):
             low_res if len(parts) == 1 else low_res[order], iou if len(parts) == 1 else iou[order], embedding.geometry
         )
 
+    def decode_above(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts | Sequence[Prompt],
+        iou_threshold: float,
+        batch_size: int = 64,
+    ) -> tuple[Decoded, torch.Tensor]:
+        """Of three masks of each object those whose predicted IoU is above a threshold; others are never upscaled.
+
+        Args: as `decode`.
+
+        Returns:
+            `Decoded` of P masks, (P, 1) each, and their places (P, 2): object and mask (0, 1, 2), in this order.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        logits, ious, places = [], [], [torch.empty((0, 2), dtype=torch.int64, device=self.device)]
+        for indices, alike in self._batches(embedding, prompts, True, batch_size):
+            low_res, iou, place = self._decode_alike_above(embedding, alike, iou_threshold)
+            place[:, 0] = torch.tensor(indices, device=place.device)[place[:, 0]]
+            logits.append(low_res)
+            ious.append(iou)
+            places.append(place)
+        side = self.mask_input_size
+        empty = torch.empty((0, side, side), device=self.device), torch.empty(0, device=self.device)
+        low_res, iou, place = torch.cat([empty[0], *logits]), torch.cat([empty[1], *ious]), torch.cat(places)
+        order = (place[:, 0] * 3 + place[:, 1]).argsort()
+        if not torch.equal(order, torch.arange(len(order), device=order.device)):
+            low_res, iou, place = low_res[order], iou[order], place[order]
+        return Decoded(low_res[:, None], iou[:, None], embedding.geometry), place
+
+    def _decode_alike_above(
+        self, embedding: ImageEmbedding, prompts: list[Prompt], iou_threshold: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (P, 4g, 4g), predicted IoU (P,) and places (P, 2) of objects whose prompts have the same parts."""
+        tensors = self._to_tensors(embedding.geometry, prompts)
+        sparse, dense = self._encode_prompts(*tensors)
+        prepared = self._prepare(embedding.features, sparse, dense)
+        if prepared is None:
+            masks, iou = self.predict_low_res(embedding.features, *tensors, True)
+            passed = iou > iou_threshold
+            return masks[passed], iou[passed], passed.nonzero()
+        low_res, places, ious = prepared.predict_masks_above(sparse, dense, slice(1, None), iou_threshold)
+        return low_res.float(), ious[places[:, 0], places[:, 1]].float(), places
+
+    def _batches(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts | Prompt | Sequence[Prompt],
+        multimask_output: bool | None,
+        batch_size: int,
+    ) -> Iterator[tuple[list[int], list[Prompt]]]:
+        """Checked prompts, and their indices, in batches that can be decoded together."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.check_embedding(embedding)
+        prompts = Prompts([prompts] if isinstance(prompts, Prompt) else prompts)
+        for prompt in prompts:
+            prompt.check_inside(embedding.geometry.original_size_hw)
+        completed = [prompt.completed() for prompt in prompts]
+        groups: dict[object, list[int]] = {}
+        for index, prompt in enumerate(completed):  # only objects with the same number of tokens share a batch
+            groups.setdefault(_signature(prompt, multimask_output), []).append(index)
+        if self.device.type == "cpu" and not torch.is_grad_enabled():
+            batch_size = min(batch_size, CPU_BATCH)
+        for indices in groups.values():
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                yield batch, [completed[i] for i in batch]
+
     def _decode_alike(
         self, embedding: ImageEmbedding, prompts: list[Prompt], multimask_output: bool | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode objects whose prompts have the same parts."""
-        geometry = embedding.geometry
+        tensors = self._to_tensors(embedding.geometry, prompts)
+        three = prompts[0].is_ambiguous if multimask_output is None else multimask_output
+        low_res, iou = self.predict_low_res(embedding.features, *tensors, three)
+        if multimask_output is None and three:
+            best = Decoded(low_res, iou, embedding.geometry).best()
+            return best.low_res_logits, best.iou_predictions
+        return low_res, iou
+
+    def _to_tensors(
+        self, geometry: ImageGeometry, prompts: list[Prompt]
+    ) -> tuple[Points | None, torch.Tensor | None, torch.Tensor | None]:
+        """Points, boxes and masks in the input's frame, of objects whose prompts have the same parts."""
         points = boxes = masks = None
         if len(prompts[0]):
-            coords = torch.from_numpy(np.stack([p.points_xy for p in prompts]))  # type: ignore[arg-type]
-            labels = torch.from_numpy(np.stack([p.labels for p in prompts]))  # type: ignore[arg-type]
+            coords = torch.from_numpy(np.stack([p.points_xy for p in prompts]))  # type: ignore[misc]
+            labels = torch.from_numpy(np.stack([p.labels for p in prompts]))  # type: ignore[misc]
             points = geometry.points_to_input(coords), labels
         if prompts[0].box_xyxy is not None:
-            boxes = geometry.boxes_to_input(torch.from_numpy(np.stack([p.box_xyxy for p in prompts])))  # type: ignore[arg-type]
+            boxes = geometry.boxes_to_input(torch.from_numpy(np.stack([p.box_xyxy for p in prompts])))  # type: ignore[misc]
         logits = [p.low_res_logits(geometry, self.mask_input_size) for p in prompts]
         if logits[0] is not None:
             masks = torch.stack(logits)  # type: ignore[arg-type]
-        three = prompts[0].is_ambiguous if multimask_output is None else multimask_output
-        low_res, iou = self.predict_low_res(embedding.features, points, boxes, masks, three)
-        if multimask_output is None and three:
-            best = Decoded(low_res, iou, geometry).best()
-            return best.low_res_logits, best.iou_predictions
-        return low_res, iou
+        return points, boxes, masks
 
     def check_embedding(self, embedding: ImageEmbedding) -> None:
         """Refuse an embedding that these weights did not make.
