@@ -9,26 +9,26 @@ Letters: P clicks, N masks, H, W rows and columns of a crop of the image, g cell
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from segment_anything._amg_options import AutomaticMaskOptions
+from segment_anything._amg_selection import clean_small_regions, select, within_area_range
 from segment_anything._amg_values import Candidates, Explanation, Proposals
-from segment_anything.masks import RLE, decode_rle, mask_nms, nms, rle_area, run_lengths
+from segment_anything.masks import RLE, run_lengths
 from segment_anything.modeling import Decoded
 from segment_anything.utils.amg import (
     batched_mask_to_box,
     calculate_stability_score,
     is_box_near_crop_edge,
-    remove_small_regions,
     uncrop_boxes_xyxy,
     uncrop_masks,
 )
+
+__all__ = ["clean_small_regions", "filter_proposals"]
 
 CHUNK_BYTES = 2**28
 """About how much memory masks at full size may take at once; a single mask may take more."""
@@ -45,31 +45,9 @@ def filter_proposals(
         mask_threshold: logit above which a pixel belongs to a mask (`Sam.mask_threshold`).
 
     Returns:
-        the masks to keep, and how many each filter took away. Ordered by predicted IoU within a crop, masks of smaller
-        crops first; after cleaning (`min_mask_region_area`), masks that needed none come first.
+        the masks to keep, and how many each filter took away; their order is that of `_amg_selection.select`.
     """
-    counts: Counter[str] = Counter()
-    crops = []
-    for _, group in groupby(batches, key=lambda batch: batch.crop_box_xyxy):
-        found = Candidates.join([_judge(batch, options, mask_threshold, counts) for batch in group])
-        kept = nms(found.boxes_xyxy, found.predicted_iou, options.box_nms_thresh)
-        crops.append(_take(found, kept, "overlapping_in_crop", counts))
-    found = Candidates.join(crops)
-    if len(crops) > 1:
-        x0, y0, x1, y1 = found.crop_boxes_xyxy.T
-        kept = nms(found.boxes_xyxy, 1 / ((x1 - x0) * (y1 - y0)), options.crop_nms_thresh)
-        found = _take(found, kept, "overlapping_across_crops", counts)
-    if options.min_mask_region_area > 0:
-        found = _clean(found, options, counts)
-    if options.overlap == "iomin":
-        kept = mask_nms(found.rles, found.predicted_iou, options.box_nms_thresh, overlap="iomin")
-        found = _take(found, np.sort(kept), "inside_better", counts)
-    return found, Explanation(**counts, kept=len(found))
-
-
-def _take(found: Candidates, kept: npt.NDArray[np.int64], loss: str, counts: Counter[str]) -> Candidates:
-    counts[loss] += len(found) - len(kept)
-    return found.take(kept)
+    return select(batches, options, lambda batch, counts: _judge(batch, options, mask_threshold, counts))
 
 
 def _judge(batch: Proposals, options: AutomaticMaskOptions, mask_threshold: float, counts: Counter[str]) -> Candidates:
@@ -132,48 +110,4 @@ def _measure(
         points_xy[passed],
         np.tile(np.array(crop, dtype=np.int64), (len(passed), 1)),
     )
-    return _within_area_range(found, options, counts)
-
-
-def _within_area_range(found: Candidates, options: AutomaticMaskOptions, counts: Counter[str]) -> Candidates:
-    if options.min_mask_area <= 0 and options.max_mask_area is None:
-        return found
-    areas = np.array([rle_area(rle) for rle in found.rles])
-    largest = np.inf if options.max_mask_area is None else options.max_mask_area
-    fits = np.flatnonzero((areas >= options.min_mask_area) & (areas <= largest))
-    return _take(found, fits, "outside_area_range", counts)
-
-
-def _clean(found: Candidates, options: AutomaticMaskOptions, counts: Counter[str]) -> Candidates:
-    threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
-    rles, boxes, kept = clean_small_regions(found.rles, found.boxes_xyxy, options.min_mask_region_area, threshold)
-    columns = {**found.__dict__, "rles": rles, "boxes_xyxy": boxes}
-    found = _take(Candidates(**columns), kept, "overlapping_after_cleaning", counts)
-    return _within_area_range(found, options, counts)
-
-
-def clean_small_regions(
-    rles: Sequence[RLE], boxes_xyxy: npt.NDArray[Any], min_area_px: float, nms_threshold: float
-) -> tuple[list[RLE], npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Fill small holes and remove small islands of N masks, one at a time, then suppress those that became alike.
-
-    Args:
-        rles: N masks.
-        boxes_xyxy: (N, 4), to the last pixel.
-        min_area_px: regions below it go; of a mask with none as large, the largest stays.
-        nms_threshold: box IoU above which of two masks one goes; a mask that needed no cleaning wins over one that did.
-
-    Returns:
-        N masks and N boxes after cleaning, and (K,) indices of those to keep, masks that needed none first.
-    """
-    cleaned, boxes = list(rles), np.array(boxes_xyxy)
-    was_clean = np.ones(len(cleaned))
-    for i, rle in enumerate(rles):
-        mask, filled = remove_small_regions(decode_rle(rle), min_area_px, "holes")
-        mask, removed = remove_small_regions(mask, min_area_px, "islands")
-        if filled or removed:
-            was_clean[i] = 0
-            tensor = torch.from_numpy(mask)[None]
-            cleaned[i] = RLE(size=list(rle["size"]), counts=run_lengths(tensor)[0])
-            boxes[i] = batched_mask_to_box(tensor)[0].numpy()
-    return cleaned, boxes, nms(boxes, was_clean, nms_threshold)
+    return within_area_range(found, options, counts)

@@ -13,17 +13,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from segment_anything._amg_filters import clean_small_regions, filter_proposals
+from segment_anything._amg_clicks import (
+    batch_iterator,
+    build_all_layer_point_grids,
+    checked_grids,
+    generate_crop_boxes,
+)
+from segment_anything._amg_filters import filter_proposals
 from segment_anything._amg_options import AutomaticMaskOptions
-from segment_anything._amg_values import Candidates, Explanation, Proposals
+from segment_anything._amg_selection import as_records, clean_small_regions
+from segment_anything._amg_values import Explanation, Proposals
 from segment_anything.embedding import ImageEmbedding
 from segment_anything.images import check_image_array
-from segment_anything.masks import RLE, decode_rle, rle_area, rle_to_coco
+from segment_anything.masks import RLE
 from segment_anything.modeling import Sam
 from segment_anything.predictor import SamPredictor
 from segment_anything.prompts import Prompts
-from segment_anything.records import MaskRecord, Segmentation
-from segment_anything.utils.amg import MaskData, batch_iterator, build_all_layer_point_grids, generate_crop_boxes
+from segment_anything.records import MaskRecord
+from segment_anything.utils.amg import MaskData
 
 if TYPE_CHECKING:
     from segment_anything.text import TextScorer
@@ -124,13 +131,13 @@ class SamAutomaticMaskGenerator:
             max_mask_area=max_mask_area,
             overlap=overlap,
         )
-        self._given_grids = None if point_grids is None else _checked_grids(point_grids, points_per_side, crop_n_layers)
+        self._given_grids = None if point_grids is None else checked_grids(point_grids, points_per_side, crop_n_layers)
         if points_per_side is None and point_grids is None:
             raise ValueError("points_per_side must be a whole number unless point_grids is given, but both are None")
         if labels is not None and scorer is None:
             raise ValueError(
-                "scorer is needed to name masks by labels: pass scorer=TextScorer(TransformersEncoder(FOLDER)), both of "
-                "segment_anything.text."
+                "scorer is needed to name masks by labels: pass scorer=TextScorer(TransformersEncoder(FOLDER)), "
+                "both of segment_anything.text."
             )
         self.labels, self.scorer = labels, scorer
         self.explain = explain
@@ -207,7 +214,7 @@ class SamAutomaticMaskGenerator:
             the records, and how many masks each filter took away.
         """
         found, explanation = filter_proposals(proposals, self.options, mask_threshold=self.model.mask_threshold)
-        return _as_records(found, self.options.output_mode), explanation
+        return as_records(found, self.options.output_mode), explanation
 
     @staticmethod
     def postprocess_small_regions(mask_data: MaskData, min_area: float, nms_thresh: float) -> MaskData:
@@ -224,52 +231,3 @@ class SamAutomaticMaskGenerator:
         mask_data["boxes"] = torch.as_tensor(cleaned, device=boxes.device) if is_tensor else cleaned
         mask_data.filter(torch.from_numpy(kept))
         return mask_data
-
-
-def _checked_grids(
-    grids: Sequence[npt.NDArray[Any]], points_per_side: int | None, crop_n_layers: int
-) -> list[npt.NDArray[np.float64]]:
-    if points_per_side is not None:
-        raise ValueError(
-            f"points_per_side must be None where point_grids is given, but is {points_per_side}: "
-            "pass points_per_side=None, point_grids=..."
-        )
-    arrays = [np.asarray(grid, dtype=np.float64) for grid in grids]
-    if len(arrays) <= crop_n_layers:
-        raise ValueError(
-            f"point_grids must hold a grid for the image and one for each of the {crop_n_layers} layers of crops "
-            f"(crop_n_layers), but holds {len(arrays)}"
-        )
-    for i, grid in enumerate(arrays):
-        if grid.ndim != 2 or grid.shape[1] != 2 or not ((grid >= 0) & (grid <= 1)).all():
-            raise ValueError(
-                f"point_grids[{i}] must be (N, 2) shares of width and height in 0..1, but has shape {grid.shape} and "
-                f"values from {grid.min(initial=np.inf):g} to {grid.max(initial=-np.inf):g}"
-            )
-    return arrays
-
-
-def _as_records(found: Candidates, output_mode: str) -> list[MaskRecord]:
-    records = []
-    for i, rle in enumerate(found.rles):
-        x0, y0, x1, y1 = (int(side) for side in found.boxes_xyxy[i])
-        crop_x0, crop_y0, crop_x1, crop_y1 = (int(side) for side in found.crop_boxes_xyxy[i])
-        records.append(
-            MaskRecord(
-                segmentation=_segmentation(rle, output_mode),
-                area=rle_area(rle),
-                bbox=[x0, y0, x1 - x0, y1 - y0],
-                predicted_iou=float(found.predicted_iou[i]),
-                point_coords=[found.points_xy[i].tolist()],
-                stability_score=float(found.stability_score[i]),
-                crop_box=[crop_x0, crop_y0, crop_x1 - crop_x0, crop_y1 - crop_y0],
-            )
-        )
-    return records
-
-
-def _segmentation(rle: RLE, output_mode: str) -> Segmentation:
-    if output_mode == "binary_mask":
-        return decode_rle(rle)
-    counts = rle_to_coco(rle) if output_mode == "coco_rle" else np.asarray(rle["counts"]).tolist()
-    return RLE(size=list(rle["size"]), counts=counts)

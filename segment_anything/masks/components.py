@@ -8,6 +8,7 @@ Letters: H rows, W columns, R runs, E pairs of touching runs, K regions.
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +79,34 @@ def largest_component(mask: ArrayLike) -> BoolArray:
     if len(areas) <= 1:
         return array.copy()
     return runs.paint((region == areas.argmax()).astype(np.int32)).astype(np.bool_)
+
+
+def remove_small_regions(
+    mask: npt.NDArray[Any], area_thresh: float, mode: Literal["holes", "islands"]
+) -> tuple[npt.NDArray[np.bool_], bool]:
+    """Fill the holes, or remove the islands, of a mask smaller than `area_thresh` pixels; at least one island stays.
+
+    Args:
+        mask: (H, W) bool.
+        area_thresh: least area of a region (8-connected) that is left alone.
+        mode: "holes" or "islands".
+
+    Returns:
+        the mask, and whether there was a region to change.
+
+    Raises:
+        ValueError: for another mode.
+    """
+    if mode not in ("holes", "islands"):
+        raise ValueError(f'mode must be "holes" or "islands", but is {mode!r}')
+    before = np.asarray(mask) != 0
+    if mode == "holes":
+        after = fill_small_holes(before, area_thresh)
+        return after, not np.array_equal(before, after)
+    after = drop_small_islands(before, area_thresh)
+    if before.any() and not after.any():
+        return largest_component(before), True
+    return after, not np.array_equal(before, after)
 
 
 def _find_runs(mask: BoolArray) -> _Runs:

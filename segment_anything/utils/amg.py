@@ -5,17 +5,42 @@ itself, as the original gives them (`masks.mask_to_box` counts one further).
 """
 
 import copy
-import math
-from collections.abc import ItemsView, Iterator
-from itertools import product
-from typing import Any, Literal
+from collections.abc import ItemsView
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from segment_anything import masks as _masks
+from segment_anything._amg_clicks import (
+    batch_iterator,
+    build_all_layer_point_grids,
+    build_point_grid,
+    generate_crop_boxes,
+)
 from segment_anything.masks import RLE
+from segment_anything.masks.components import remove_small_regions
+
+__all__ = [
+    "MaskData",
+    "area_from_rle",
+    "batch_iterator",
+    "batched_mask_to_box",
+    "box_xyxy_to_xywh",
+    "build_all_layer_point_grids",
+    "build_point_grid",
+    "calculate_stability_score",
+    "coco_encode_rle",
+    "generate_crop_boxes",
+    "is_box_near_crop_edge",
+    "mask_to_rle_pytorch",
+    "remove_small_regions",
+    "rle_to_mask",
+    "uncrop_boxes_xyxy",
+    "uncrop_masks",
+    "uncrop_points",
+]
 
 
 class MaskData:
@@ -95,21 +120,6 @@ def box_xyxy_to_xywh(box_xyxy: Any) -> Any:
     return box
 
 
-def batch_iterator(batch_size: int, *args: Any) -> Iterator[list[Any]]:
-    """Walk through sequences of equal length together, `batch_size` elements at a time.
-
-    Raises:
-        ValueError: if there are none, or their lengths differ.
-    """
-    lengths = {len(sequence) for sequence in args}
-    if len(lengths) != 1:
-        raise ValueError(
-            f"batch_iterator needs one or more sequences of equal length, but got lengths {sorted(lengths)}"
-        )
-    for start in range(0, lengths.pop(), batch_size):
-        yield [sequence[start : start + batch_size] for sequence in args]
-
-
 def mask_to_rle_pytorch(tensor: torch.Tensor) -> list[dict[str, Any]]:
     """Run-length encode (N, H, W) bool masks in one pass on their device: plain lists of runs, column by column."""
     return [dict(rle) for rle in _masks.encode_rles(tensor)]
@@ -159,43 +169,6 @@ def _count_true(flags: torch.Tensor) -> torch.Tensor:
     return torch.tensor(counts, dtype=torch.int64).reshape(flags.shape[:-2])
 
 
-def build_point_grid(n_per_side: int) -> npt.NDArray[np.float64]:
-    """The centres of n x n equal cells of the unit square: (n * n, 2) x, y, row by row."""
-    centres = np.linspace(0.5 / n_per_side, 1 - 0.5 / n_per_side, n_per_side)
-    return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
-
-
-def build_all_layer_point_grids(n_per_side: int, n_layers: int, scale_per_layer: int) -> list[npt.NDArray[np.float64]]:
-    """A grid for the image and for each layer of crops, with `scale_per_layer` times fewer points a side each."""
-    return [build_point_grid(int(n_per_side / scale_per_layer**layer)) for layer in range(n_layers + 1)]
-
-
-def generate_crop_boxes(
-    im_size: tuple[int, ...], n_layers: int, overlap_ratio: float
-) -> tuple[list[list[int]], list[int]]:
-    """The whole image, then layers of overlapping crops, 2**layer along each side.
-
-    Args:
-        im_size: (height, width).
-        n_layers: layers below the image itself.
-        overlap_ratio: overlap of neighbours in the first layer, as a part of the shorter side; halved in each next one.
-
-    Returns:
-        boxes x0, y0, x1, y1 (x1, y1 outside), and the layer of each (0: the image). Crops run down the columns.
-    """
-    height, width = im_size
-    boxes, layers = [[0, 0, width, height]], [0]
-    for layer in range(1, n_layers + 1):
-        count = 2**layer
-        overlap = int(overlap_ratio * min(height, width) * (2 / count))
-        crop_width, crop_height = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
-        lefts, tops = ([(side - overlap) * i for i in range(count)] for side in (crop_width, crop_height))
-        for x, y in product(lefts, tops):
-            boxes.append([x, y, min(x + crop_width, width), min(y + crop_height, height)])
-            layers.append(layer)
-    return boxes, layers
-
-
 def uncrop_boxes_xyxy(boxes: torch.Tensor, crop_box: list[int]) -> torch.Tensor:
     """(..., 4) boxes from a crop's pixels to the image's."""
     return boxes + torch.tensor([crop_box[0], crop_box[1]] * 2, device=boxes.device)
@@ -212,34 +185,6 @@ def uncrop_masks(masks: torch.Tensor, crop_box: list[int], orig_h: int, orig_w: 
     if (x0, y0, x1, y1) == (0, 0, orig_w, orig_h):
         return masks
     return torch.nn.functional.pad(masks, (x0, orig_w - x1, y0, orig_h - y1), value=0)
-
-
-def remove_small_regions(
-    mask: npt.NDArray[Any], area_thresh: float, mode: Literal["holes", "islands"]
-) -> tuple[npt.NDArray[np.bool_], bool]:
-    """Fill the holes, or remove the islands, of a mask smaller than `area_thresh` pixels; at least one island stays.
-
-    Args:
-        mask: (H, W) bool.
-        area_thresh: least area of a region (8-connected) that is left alone.
-        mode: "holes" or "islands".
-
-    Returns:
-        the mask, and whether there was a region to change.
-
-    Raises:
-        ValueError: for another mode.
-    """
-    if mode not in ("holes", "islands"):
-        raise ValueError(f'mode must be "holes" or "islands", but is {mode!r}')
-    before = np.asarray(mask) != 0
-    if mode == "holes":
-        after = _masks.fill_small_holes(before, area_thresh)
-        return after, not np.array_equal(before, after)
-    after = _masks.drop_small_islands(before, area_thresh)
-    if before.any() and not after.any():
-        return _masks.largest_component(before), True
-    return after, not np.array_equal(before, after)
 
 
 def batched_mask_to_box(masks: torch.Tensor) -> torch.Tensor:
