@@ -21,8 +21,11 @@ class BoxSam(Sam):
         self.encoded.append(len(images))
         return super().encode_batch(images)
 
+    def decode(self, embedding, prompts, multimask_output=True, batch_size=64):
+        self.decoded.append(len(prompts))
+        return super().decode(embedding, prompts, multimask_output, batch_size)
+
     def predict_low_res(self, features, points, boxes, masks, multimask_output):
-        self.decoded.append(len(boxes))
         side = self.mask_input_size
         centres = (torch.arange(side) + 0.5) * self.image_size / side
         x0, y0, x1, y1 = boxes[:, :, None, None].unbind(1)
