@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from segment_anything.detectors import load_detector
+from segment_anything.masks import box_iou
+from segment_anything.records import make_record
 from segment_anything.training.object_detector import (
     ObjectDetectorOptions,
     _augmented,
@@ -11,8 +13,6 @@ from segment_anything.training.object_detector import (
     export_object_detector,
     train_object_detector,
 )
-from segment_anything.masks import box_iou
-from segment_anything.records import make_record
 
 TINY = ObjectDetectorOptions(
     image_size=64, width=32, queries=20, decoder_layers=2, steps=150, augment=False, device="cpu"
