@@ -80,6 +80,8 @@ class Options:
     """Threads; 0 leaves torch's choice."""
     seed: int = 0
     """Of weights, crops and clicks."""
+    init: str = ""
+    """Checkpoint of another run to take weights from where names and shapes agree."""
     workers: int = 1
     """Processes that cut crops."""
     device: str = "auto"
@@ -116,6 +118,7 @@ class Nano(nn.Module):
         """All four masks and predicted IoU of N objects; prompts in input pixels."""
         dtype = self.prompt_encoder.no_mask_embed.weight.dtype
         sparse, dense = self.prompt_encoder(points, boxes, None if masks is None else masks.to(dtype))
+        dense = self.prompt_encoder.ground(dense, features)
         pe = self.prompt_encoder.get_dense_pe()
         return self.mask_decoder.predict_masks(features, pe, sparse, dense)
 
@@ -322,6 +325,10 @@ def main(options: Options) -> None:
     )
     torch.manual_seed(options.seed)
     model = Nano(256).to(device, memory_format=torch.channels_last)
+    if options.init:
+        start = torch.load(options.init, map_location=device, weights_only=True)["weights"]
+        missing = model.load_state_dict(start, strict=False).missing_keys
+        print(f"weights from {options.init}; {len(missing)} entries are new", flush=True)
     master = Master(model, options, half=True)
     step, seconds = 0, 0.0
     last = out / "last.pt"

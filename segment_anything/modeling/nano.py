@@ -127,6 +127,51 @@ class NanoEncoder(nn.Module):
         return embedding
 
 
+class MixBlock(nn.Module):
+    """Depthwise convolution, normalisation, then widen and narrow, with a residual (https://arxiv.org/abs/2201.03545)."""
+
+    def __init__(self, channels: int, kernel: int, expand: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.norm = LayerNorm2d(channels)
+        self.widen = nn.Conv2d(channels, channels * expand, 1)
+        self.act = nn.Hardswish()
+        self.narrow = nn.Conv2d(channels * expand, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w) -> (N, C, h, w)."""
+        y: torch.Tensor = self.narrow(self.act(self.widen(self.norm(self.depthwise(x)))))
+        return x + y
+
+
+class PromptMixer(nn.Module):
+    """Lets what a prompt says travel over the image: a small pyramid at 2 and 4 times the embedding's stride.
+
+    In SAM's decoder a cell meets the prompt through a few tokens only, and compares itself with them on its own. A
+    large encoder has grouped the cells into objects by then; a small one has not.
+    """
+
+    def __init__(self, channels: int, coarse: int = 64, coarsest: int = 96) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, coarse, 2, stride=2)
+        self.enter = MixBlock(coarse, 3, 2)
+        self.deeper = nn.Conv2d(coarse, coarsest, 2, stride=2)
+        self.deep = nn.Sequential(*(MixBlock(coarsest, 5, 2) for _ in range(3)))
+        self.rise = nn.Conv2d(coarsest, coarse, 1)
+        self.leave = nn.Sequential(MixBlock(coarse, 3, 2), MixBlock(coarse, 3, 2))
+        self.up = nn.Conv2d(coarse, channels, 1)
+        self.local = MixBlock(channels, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, g, g) -> (N, C, g, g); g is a multiple of 4."""
+        middle = self.enter(self.down(x))
+        bottom = self.rise(self.deep(self.deeper(middle)))
+        middle = self.leave(middle + nn.functional.interpolate(bottom, scale_factor=2.0, mode="nearest"))
+        raised = nn.functional.interpolate(self.up(middle), scale_factor=2.0, mode="bilinear", align_corners=False)
+        mixed: torch.Tensor = self.local(x + raised)
+        return mixed
+
+
 class DrawnPromptEncoder(PromptEncoder):
     """SAM's prompt encoder that also draws points and boxes on the embedding grid.
 
@@ -152,6 +197,7 @@ class DrawnPromptEncoder(PromptEncoder):
             nn.Conv2d(8, 32, 3, padding=1), activation(), nn.Conv2d(32, embed_dim, 1, bias=False)
         )
         nn.init.normal_(self.drawing[2].weight, std=0.3)  # as loud as the image embedding from the first step
+        self.mixer = PromptMixer(embed_dim)
 
     def forward(
         self, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
@@ -161,6 +207,12 @@ class DrawnPromptEncoder(PromptEncoder):
         maps = torch.cat([self._draw_boxes(boxes, dense), self._draw_points(points, dense)], dim=1)  # N 8 g g
         maps = maps.to(dense.dtype).contiguous(memory_format=torch.channels_last)
         return sparse, dense + self.drawing(maps)
+
+    def ground(self, dense: torch.Tensor, image_embeddings: torch.Tensor) -> torch.Tensor:
+        """See `PromptEncoder.ground`: the drawn prompt spreads over the image around it."""
+        source = (image_embeddings + dense).contiguous(memory_format=torch.channels_last)
+        mixed: torch.Tensor = self.mixer(source)
+        return mixed - image_embeddings
 
     def _cells(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Centres of the cells in cell units: x (1, 1, g) and y (1, g, 1)."""

@@ -87,6 +87,18 @@ class PromptEncoder(nn.Module):
         dense = self._embed_masks(masks) if masks is not None else self._no_mask(count)
         return torch.cat(tokens, dim=1), dense
 
+    def ground(self, dense: torch.Tensor, image_embeddings: torch.Tensor) -> torch.Tensor:
+        """What the dense prompt becomes when it meets an image; here it stays as it is.
+
+        Args:
+            dense: (N, C, g, g), from `forward`.
+            image_embeddings: (1 or N, C, g, g).
+
+        Returns:
+            (N, C, g, g), which the mask decoder adds to the image embedding.
+        """
+        return dense
+
     def _count(self, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None) -> int:
         for tensor in (points[0] if points is not None else None, boxes, masks):
             if tensor is not None:

@@ -206,6 +206,7 @@ class Sam(nn.Module):
             Logits (N, 3 or 1, 4g, 4g) and predicted IoU (N, 3 or 1).
         """
         sparse, dense = self._encode_prompts(points, boxes, masks)
+        dense = self.prompt_encoder.ground(dense, features.to(self.device, self.dtype))
         prepared = self._prepare(features, sparse, dense)
         if prepared is not None:
             chosen = slice(1, None) if multimask_output else slice(0, 1)
@@ -358,6 +359,7 @@ class Sam(nn.Module):
         """Logits (P, 4g, 4g), predicted IoU (P,) and places (P, 2) of objects whose prompts have the same parts."""
         tensors = self._to_tensors(embedding.geometry, prompts)
         sparse, dense = self._encode_prompts(*tensors)
+        dense = self.prompt_encoder.ground(dense, embedding.features.to(self.device, self.dtype))
         prepared = self._prepare(embedding.features, sparse, dense)
         if prepared is None:
             masks, iou = self.predict_low_res(embedding.features, *tensors, True)

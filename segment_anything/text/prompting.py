@@ -67,6 +67,7 @@ def decode_text(
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         sparse, dense = encode_text_prompts(sam.prompt_encoder, part)
+        dense = sam.prompt_encoder.ground(dense, features)
         low_res, quality = sam.mask_decoder(features, position, sparse, dense, multimask_output)
         masks.append(low_res)
         qualities.append(quality)

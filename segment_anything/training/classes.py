@@ -68,6 +68,7 @@ class ClassPrompts(nn.Module):
     def forward(self, sam: Sam, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Image embedding (1, C, g, g) -> mask logits (K, 1, s, s) and predicted IoU (K, 1)."""
         _, dense = sam.prompt_encoder(None, None, None)  # 1 C g g
+        dense = sam.prompt_encoder.ground(dense, features)
         position = sam.prompt_encoder.get_dense_pe()
         dense = dense.expand(len(self.tokens), -1, -1, -1)
         predicted: tuple[torch.Tensor, torch.Tensor] = sam.mask_decoder(features, position, self.tokens, dense, False)

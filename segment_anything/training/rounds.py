@@ -161,6 +161,7 @@ class _Game:
     def _decode(self, previous: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """All four masks (N, 4, s, s) and their predicted IoU (N, 4)."""
         sparse, dense = self.prompt_encoder(self.points, self.boxes, previous)
+        dense = self.prompt_encoder.ground(dense, self.features)  # type: ignore[operator]
         position = self.prompt_encoder.get_dense_pe()  # type: ignore[operator]
         predicted: tuple[torch.Tensor, torch.Tensor] = self.mask_decoder.predict_masks(  # type: ignore[operator]
             self.features, position, sparse, dense

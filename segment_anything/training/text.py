@@ -200,6 +200,7 @@ class TextTask:
             if new_point and previous is not None:
                 points = self._with_click(points, *random_error_points(previous[:, 0] > 0, targets.solid, generator))
             sparse, dense = encode_text_prompts(prompt_encoder, vectors, points, None, previous)
+            dense = prompt_encoder.ground(dense, features)
             logits, quality = decoder.predict_masks(features, position, sparse, dense)
             first = "point" if number == 0 else None  # a phrase is as ambiguous as a click
             loss, chosen = round_loss(logits, quality, targets.truth, first, paper_only=False)
