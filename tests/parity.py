@@ -151,7 +151,9 @@ def onnx_wrapper_answers(predictor: SamPredictor, given: Mapping[str, Array]) ->
     wrapper_class = importlib.import_module("segment_anything.utils.onnx").SamOnnxModel
     wrapper = wrapper_class(predictor.model, return_single_mask=True, return_extra_metrics=True)
     height, width = predictor.original_size or (0, 0)
-    coords = np.concatenate([predictor.transform.apply_coords(given["points"], (height, width)), np.zeros((1, 2))])
+    # The file was made with one scale for x and y; `ResizeLongestSide` has two, because it rounds 170.67 rows to 171.
+    scale = predictor.model.image_size / max(height, width)
+    coords = np.concatenate([given["points"] * scale, np.zeros((1, 2))])
     labels = np.concatenate([given["labels"], [-1]])
     side = predictor.model.mask_input_size
     outputs = wrapper(
