@@ -111,9 +111,7 @@ class SamOnnxModel(nn.Module):
         """
         sparse = self.prompts.tokens(point_coords, point_labels)
         dense = self.prompts.dense(mask_input, has_mask_input) + self.prompts.drawn(point_coords, point_labels)
-        dense = self.model.prompt_encoder.ground(
-            dense.expand(-1, -1, *image_embeddings.shape[-2:]), image_embeddings
-        )
+        dense = self.model.prompt_encoder.ground(dense.expand(-1, -1, *image_embeddings.shape[-2:]), image_embeddings)
         masks, scores = self.mask_decoder.predict_masks(
             image_embeddings=image_embeddings,
             image_pe=self.model.prompt_encoder.get_dense_pe(),
@@ -140,7 +138,7 @@ def _sides(size_hw: torch.Tensor, most: int = 2**16) -> Any:
     """(2,) int64 -> height and width as numbers; as tensors for the older exporter, which would freeze numbers."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return size_hw[0], size_hw[1]
-    sides = [int(side.item()) for side in size_hw.unbind()]
+    sides = [side.item() for side in size_hw.unbind()]
     for side in sides:
         torch._check(side >= 1)  # type: ignore[no-untyped-call]
         torch._check(side <= most)  # type: ignore[no-untyped-call]
