@@ -97,6 +97,15 @@ def test_crowds_are_neither_hit_nor_missed(tmp_path: Path) -> None:
     assert instance_values(tmp_path, results)["ap"] == pytest.approx(1)
 
 
+def test_boxes_outside_the_image_or_without_width_are_drawn_as_far_as_they_go(tmp_path: Path) -> None:
+    results = detections(coco(tmp_path))
+    outside = [[-20, -20, 200, 300], [500, 500, 10, 10], [99, 99, 0, 0]]
+    results += [{"image_id": 2, "category_id": 3, "bbox": box, "score": 0.01} for box in outside]
+    values = instance_values(tmp_path, results)
+    assert values["detections"] == 7
+    assert values["ap"] == pytest.approx(1)  # they come last
+
+
 def test_no_detections_score_zero(tmp_path: Path) -> None:
     coco(tmp_path)
     values = instance_values(tmp_path, [])
@@ -195,6 +204,9 @@ def test_an_lvis_file_is_scored_by_the_rules_of_lvis(tmp_path: Path) -> None:
         ({"image_id": 77}, "result 0 is of image 77, which the truth does not list"),
         ({"category_id": 0}, r"result 0 is of category 0, which the truth does not list \(are the ids"),
         ({"score": None}, "result 0 has no score"),
+        ({"bbox": [1, 2, 3]}, r"result 0 needs a bbox of x, y, width, height and a score, all finite, got \[1, 2, 3\]"),
+        ({"bbox": [1, 2, -3, 4]}, r"result 0 needs a bbox"),
+        ({"score": float("nan")}, "all finite"),
     ],
 )
 def test_detections_that_do_not_fit_the_truth_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -93,6 +93,12 @@ def test_rows_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
         run(Squares(factor=2), NUMBERS, folder=tmp_path)
 
 
+def test_rows_of_another_data_set_are_not_mixed_in(tmp_path: Path) -> None:
+    run(Squares(), NUMBERS, folder=tmp_path, data="odd")
+    with pytest.raises(ValueError, match=r"data: there 'odd', now 'even'"):
+        run(Squares(), NUMBERS, folder=tmp_path, data="even")
+
+
 def test_an_unreadable_image_is_skipped_and_named(tmp_path: Path) -> None:
     many = [Number(value) for value in range(20)]
     done = run(Squares(broken=(3,)), many, folder=tmp_path)

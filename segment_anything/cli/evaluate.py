@@ -130,7 +130,7 @@ def points_boxes(
     chosen = replace(options, clicks=_numbers(clicks), boxes=_words(boxes))
     items = open_images(data, format, split)
     protocol = PointsBoxes(model.load(), chosen, None if detections is None else BoxFile(detections))
-    _measure(protocol, items, run, protocol.sam, str(data), options.seed, draw_points_boxes)
+    _measure(protocol, items, run, protocol.sam, _named(data), options.seed, draw_points_boxes)
 
 
 @app.command()
@@ -150,7 +150,13 @@ def instance(
     detected = open_detected(truth, detections, images)
     protocol = Instance(model.load(), detected, options)
     _measure(
-        protocol, detected.images, run, protocol.sam, str(truth), 0, lambda p, rows, _, out: draw_instance(p, rows, out)
+        protocol,
+        detected.images,
+        run,
+        protocol.sam,
+        f"{_named(truth)}, {_named(detections)}",
+        0,
+        lambda p, rows, _, out: draw_instance(p, rows, out),
     )
 
 
@@ -185,7 +191,7 @@ def proposals(
     full = asdict(AutomaticMaskOptions(**settings))
     generator: Any = SamAutomaticMaskGenerator(sam, **full)
     protocol = Proposals(generator.generate, {**full, "weights": weights_of(sam)})
-    _measure(protocol, items, run, sam, str(data), 0)
+    _measure(protocol, items, run, sam, _named(data), 0)
 
 
 @app.command()
@@ -207,7 +213,7 @@ def edges(
     items = open_bsds(data, split)
     sam = None if maps else model.load()
     protocol = Edges.of_folder(maps, options) if maps else Edges.of_model(sam, options, maps_options)  # type: ignore[arg-type]
-    _measure(protocol, items, run, sam, str(data), 0, lambda p, rows, _, out: draw_edges(p, rows, out))
+    _measure(protocol, items, run, sam, _named(data), 0, lambda p, rows, _, out: draw_edges(p, rows, out))
 
 
 def _measure(
@@ -225,7 +231,7 @@ def _measure(
     from segment_anything.evaluation.runs import run as measure
 
     chosen = items[: run.limit]
-    done = measure(protocol, chosen, folder=run.out, shard=Shard.parse(run.shard), track=_track())
+    done = measure(protocol, chosen, folder=run.out, data=data, shard=Shard.parse(run.shard), track=_track())
     origin = _provenance(provenance, sam, data, seed)
     values = dict(protocol.values(done.rows))
     report = Report(protocol.name, values, origin, dict(protocol.settings()), done.skipped, done.total)
@@ -248,6 +254,11 @@ def _provenance(make: Callable[..., Any], sam: Sam | None, data: str, seed: int)
     from segment_anything.evaluation.interact import weights_of
 
     return make(model=sam.name, weights=weights_of(sam), data=data, seed=seed, device=sam.device)
+
+
+def _named(data: Path) -> str:
+    """A data set as reports name it: the end of its path, which is the same on every machine that shares it."""
+    return "/".join(data.resolve().parts[-2:])
 
 
 def _track() -> Callable[[Sequence[Any]], Iterable[Any]]:

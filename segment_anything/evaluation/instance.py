@@ -102,6 +102,12 @@ def _check_results(results: Sequence[Entry], images: set[int], categories: set[i
         missing = {"image_id", "category_id", "bbox", "score"} - result.keys()
         if missing:
             raise ValueError(f"{path}: result {number} has no {sorted(missing)[0]}")
+        numbers = [*result["bbox"], result["score"]]
+        if len(numbers) != 5 or not np.isfinite(numbers).all() or min(numbers[2:4]) < 0:
+            raise ValueError(
+                f"{path}: result {number} needs a bbox of x, y, width, height and a score, all finite, "
+                f"got {result['bbox']} and {result['score']}"
+            )
         if result["image_id"] not in images:
             raise ValueError(f"{path}: result {number} is of image {result['image_id']}, which the truth does not list")
         if result["category_id"] not in categories:

@@ -99,6 +99,7 @@ def run(
     items: Sequence[ItemT],
     *,
     folder: str | os.PathLike[str] | None = None,
+    data: str = "",
     shard: Shard | None = None,
     track: Callable[[Sequence[ItemT]], Iterable[ItemT]] = lambda items: items,
 ) -> Progress:
@@ -109,12 +110,13 @@ def run(
         items: the whole data set.
         folder: where rows are kept (`rows-<protocol>-<i>of<n>.jsonl`); rows found there, of any shard, are not measured
             again. None keeps them in memory.
+        data: name of the data set; rows of another one are not mixed in.
         shard: the part to measure here; the whole by default.
         track: wraps the loop, for a progress bar.
 
     Raises:
-        ValueError: if the data set is empty or names an image twice, the folder holds rows of other settings, or more
-            than a tenth of the images cannot be used.
+        ValueError: if the data set is empty or names an image twice, the folder holds rows of other settings or data,
+            or more than a tenth of the images cannot be used.
     """
     names = [item.name for item in items]
     if not names:
@@ -123,8 +125,9 @@ def run(
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"two images of the data set have the name {twice!r}; names must be unique to resume a run")
     part = shard or Shard()
-    done = {} if folder is None else _read_rows(Path(folder), protocol)
-    writer = None if folder is None else _Writer(_rows_file(Path(folder), protocol.name, part), protocol)
+    settings = _canonical({"data": data, **protocol.settings()})
+    done = {} if folder is None else _read_rows(Path(folder), protocol.name, settings)
+    writer = None if folder is None else _Writer(_rows_file(Path(folder), protocol.name, part), settings)
     skipped = SkippedSamples(len(items))
     missing = [item for item in part.of(items) if item.name not in done]
     for item in track(missing):
@@ -148,11 +151,10 @@ def _rows_file(folder: Path, name: str, shard: Shard) -> Path:
     return folder / f"rows-{name}-{shard.index}of{shard.count}.jsonl"
 
 
-def _read_rows(folder: Path, protocol: EvaluationProtocol[Any]) -> dict[str, Row]:
+def _read_rows(folder: Path, name: str, settings: Row) -> dict[str, Row]:
     """Rows by image, of every shard's file; a last line cut short by a crash is not a row."""
-    settings = _canonical(protocol.settings())
     rows: dict[str, Row] = {}
-    for file in sorted(folder.glob(f"rows-{protocol.name}-*of*.jsonl")):
+    for file in sorted(folder.glob(f"rows-{name}-*of*.jsonl")):
         lines = [row for line in file.read_text().splitlines() if (row := _parse(line)) is not None]
         if not lines:
             continue
@@ -188,13 +190,13 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 class _Writer:
     """Appends rows to a file, each at once on the disk; the first line says what the rows are."""
 
-    def __init__(self, file: Path, protocol: EvaluationProtocol[Any]) -> None:
+    def __init__(self, file: Path, settings: Row) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file = file
         if file.exists() and file.stat().st_size:
             _end_with_newline(file)
         else:
-            self.write({"protocol": protocol.name, "settings": _canonical(protocol.settings())})
+            self.write({"settings": settings})
 
     def write(self, row: Mapping[str, Any]) -> None:
         with open(self._file, "a", encoding="utf-8") as file:
