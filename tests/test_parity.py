@@ -37,7 +37,9 @@ def begins(entries: Values, question: str) -> Values:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("question", QUESTIONS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[pytest.mark.slow] if name == "vit_b" else []) for name in MODELS]
+)
 def test_the_network_answers_like_the_published_one(shared: Path, model: str, question: str) -> None:
     ours, expected = answered(model)
     wanted = begins(expected, question)
