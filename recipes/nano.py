@@ -2,10 +2,10 @@
 
     python recipes/nano.py --data DATA --cache CACHE/train --out RUN --steps 3000
 
-Every step: one encoding of a batch of crops; four objects in each, two by a noisy box, two by a point; then up to
-three rounds of corrections (points from the error region, with the last mask as prompt), drawn by
-segment_anything/simulate.py. Weights and activations are bfloat16 where the processor has it, with float32 master weights, and an exponential
-moving average is what gets published. The run saves itself and goes on where it stopped.
+Every step: one encoding of a batch of crops; four objects in each, two by a noisy box, two by a point; then up to three
+rounds of corrections (points from the error region, with the last mask as prompt), drawn by `simulate.py`. Weights and
+activations are bfloat16, with float32 master weights, and an exponential moving average is what gets published. The run
+saves itself and goes on where it stopped.
 
 Learning rate: warm-up, constant, then linear to zero over the last part, so that `--steps` may be changed on resume.
 """
@@ -198,7 +198,8 @@ def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
         truth = masks[:, part].flatten(0, 1)  # N h w
         points = boxes = previous = None
         if kind == "box":
-            boxes = noisy_boxes(mask_boxes(truth) * 2 + 0.5, (size, size), generator, at_most=10.0)
+            relative = 0.1 * torch.rand(len(truth), 1, generator=generator, device=truth.device) ** 2
+            boxes = noisy_boxes(mask_boxes(truth) * 2 + 0.5, (size, size), generator, relative, at_most=10.0)
         else:
             points = (
                 random_points(truth, generator)[:, None] * 2 + 0.5,

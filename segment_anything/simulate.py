@@ -73,7 +73,7 @@ def noisy_boxes(
     boxes_xyxy: torch.Tensor,
     size_hw: tuple[int, int],
     generator: torch.Generator | None = None,
-    relative: float = 0.1,
+    relative: float | torch.Tensor = 0.1,
     at_most: float = 20.0,
 ) -> torch.Tensor:
     """Boxes as a person draws them: every coordinate off by noise of 10 % of the side, at most 20 pixels.
@@ -82,7 +82,7 @@ def noisy_boxes(
         boxes_xyxy: (N, 4).
         size_hw: height and width that the result is clipped to.
         generator: source of randomness.
-        relative: standard deviation as a share of the box's width (x) or height (y).
+        relative: standard deviation as a share of the box's width (x) or height (y); (N, 1) for each box its own.
         at_most: largest shift in pixels.
 
     Returns:

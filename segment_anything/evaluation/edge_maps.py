@@ -41,14 +41,14 @@ def edge_map(sam: Sam, image: NDArray[np.uint8], options: EdgeMapOptions | None 
     with torch.inference_mode():
         embedding = sam.encode(image)
         batches = []
-        for points in _grid(image.shape[:2], chosen.points_per_side).split(chosen.points_per_batch):  # type: ignore[no-untyped-call]
+        for points in _grid(image.shape[:2], chosen.points_per_side).split(chosen.points_per_batch):
             decoded = sam.decode(embedding, Prompts.from_points(points), multimask_output=True)
             masks = decoded.masks(sam.mask_threshold).flatten(0, 1)
             batches.append((decoded.low_res_logits.flatten(0, 1), decoded.iou_predictions.flatten(), mask_boxes(masks)))
         low_res, quality, boxes = (torch.cat(parts) for parts in zip(*batches, strict=True))
         kept = torch.from_numpy(nms(boxes, quality, chosen.nms_threshold)).to(low_res.device)
         edges = torch.zeros(image.shape[:2], device=low_res.device)
-        for part in low_res[kept].split(chosen.points_per_batch):  # type: ignore[no-untyped-call]
+        for part in low_res[kept].split(chosen.points_per_batch):
             logits = sam.postprocess_masks(part[:, None], embedding.geometry.input_size_hw, image.shape[:2])[:, 0]
             edges = torch.maximum(edges, mask_edges(logits.float(), sam.mask_threshold).amax(dim=0))
     return edge_nms(normalise(edges.cpu().double().numpy()))

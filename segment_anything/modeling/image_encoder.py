@@ -194,7 +194,8 @@ class ImageEncoderViT(nn.Module):
         if img_size % patch_size:
             nearest = max(1, round(img_size / patch_size)) * patch_size
             raise ValueError(
-                f"image_size must be a multiple of the patch size {patch_size}, got {img_size}; the nearest is {nearest}"
+                f"image_size must be a multiple of the patch size {patch_size}, got {img_size}; "
+                f"the nearest is {nearest}"
             )
         self.img_size = img_size
         self.patch_size = patch_size

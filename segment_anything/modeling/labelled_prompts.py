@@ -40,7 +40,7 @@ class LabelledPrompts(nn.Module):
         table = torch.cat([torch.zeros_like(weights[0]), *weights])  # row 0 is ABSENT
         code = encoder.pe_layer.forward_with_coords(coords + 0.5, encoder.input_image_size)
         is_somewhere = (labels >= BACKGROUND)[..., None]
-        role = table[(labels - ABSENT).clamp(min=0).to(torch.int64)]
+        role = nn.functional.embedding((labels - ABSENT).clamp(min=0).to(torch.int64), table)
         return torch.where(is_somewhere, code, 0.0) + role
 
     def dense(self, mask_input: torch.Tensor, has_mask_input: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,9 @@ class MaskDecoder(nn.Module):
         iou: torch.Tensor = self.iou_prediction_head(tokens[:, 0])
         return masks, iou
 
-    def upscale(self, image: torch.Tensor, size_hw: tuple[int, int] | torch.Size, mask_tokens: torch.Tensor) -> torch.Tensor:
+    def upscale(
+        self, image: torch.Tensor, size_hw: tuple[int, int] | torch.Size, mask_tokens: torch.Tensor
+    ) -> torch.Tensor:
         """Image (N, g * g, C) and mask tokens (N, K, C) -> logits (N, K, 4g, 4g)."""
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(size_hw)))  # N C/8 4g 4g
         kernels = torch.stack(

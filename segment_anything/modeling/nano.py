@@ -69,7 +69,8 @@ class AttentionBlock(nn.Module):
         attended = nn.functional.scaled_dot_product_attention(q, k, v)
         tokens = tokens + self.proj(attended.transpose(1, 2).flatten(2))
         tokens = tokens + self.mlp(self.norm2(tokens))
-        return tokens.transpose(1, 2).unflatten(2, tuple(x.shape[-2:]))
+        cells: torch.Tensor = tokens.transpose(1, 2).unflatten(2, tuple(x.shape[-2:]))
+        return cells
 
 
 class NanoEncoder(nn.Module):
@@ -193,10 +194,9 @@ class DrawnPromptEncoder(PromptEncoder):
     ) -> None:
         """Args: as `PromptEncoder`."""
         super().__init__(embed_dim, image_embedding_size, input_image_size, mask_in_chans, activation)
-        self.drawing = nn.Sequential(
-            nn.Conv2d(8, 32, 3, padding=1), activation(), nn.Conv2d(32, embed_dim, 1, bias=False)
-        )
-        nn.init.normal_(self.drawing[2].weight, std=0.3)  # as loud as the image embedding from the first step
+        last = nn.Conv2d(32, embed_dim, 1, bias=False)
+        nn.init.normal_(last.weight, std=0.3)  # as loud as the image embedding from the first step
+        self.drawing = nn.Sequential(nn.Conv2d(8, 32, 3, padding=1), activation(), last)
         self.mixer = PromptMixer(embed_dim)
 
     def forward(

@@ -113,13 +113,17 @@ class PromptEncoder(nn.Module):
         code = self.pe_layer.forward_with_coords(coords, self.input_image_size).to(self.no_mask_embed.weight.dtype)
         role = labels[..., None]
         code = torch.where(role == -1, self.not_a_point_embed.weight, code)
-        code = code + torch.where(role == 0, self.point_embeddings[0].weight, 0.0)
-        return code + torch.where(role == 1, self.point_embeddings[1].weight, 0.0)
+        code = code + torch.where(role == 0, self._role(0), 0.0)
+        return code + torch.where(role == 1, self._role(1), 0.0)
+
+    def _role(self, index: int) -> torch.Tensor:
+        weight: torch.Tensor = self.point_embeddings[index].weight  # type: ignore[assignment]
+        return weight
 
     def _embed_boxes(self, boxes: torch.Tensor) -> torch.Tensor:
         corners = (boxes + 0.5).reshape(-1, 2, 2)
         code = self.pe_layer.forward_with_coords(corners, self.input_image_size).to(self.no_mask_embed.weight.dtype)
-        return code + torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])
+        return code + torch.cat([self._role(2), self._role(3)])
 
     def _embed_masks(self, masks: torch.Tensor) -> torch.Tensor:
         dense: torch.Tensor = self.mask_downscaling(masks)

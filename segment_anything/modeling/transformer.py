@@ -95,9 +95,7 @@ class TwoWayAttentionBlock(nn.Module):
             q = queries + query_pe
             queries = queries + self.self_attn(q=q, k=q, v=queries)
         queries = self.norm1(queries)
-        queries = self.norm2(
-            queries + self.cross_attn_token_to_image(q=queries + query_pe, k=keys + key_pe, v=keys)
-        )
+        queries = self.norm2(queries + self.cross_attn_token_to_image(q=queries + query_pe, k=keys + key_pe, v=keys))
         queries = self.norm3(queries + self.mlp(queries))
         keys = self.norm4(keys + self.cross_attn_image_to_token(q=keys + key_pe, k=queries + query_pe, v=queries))
         return queries, keys
@@ -140,4 +138,5 @@ class Attention(nn.Module):
         return projected
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # B M N d
+        heads: torch.Tensor = x.unflatten(2, (self.num_heads, -1))
+        return heads.transpose(1, 2)  # B M N d

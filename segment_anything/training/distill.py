@@ -110,7 +110,7 @@ class DistillTask:
         if not batch:
             return Learned(0.0, {"loss": 0.0})
         loss = mse_loss(self._embed(batch), self._wanted(batch)) * len(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return Learned(float(len(batch)), {"loss": float(loss.detach())})
 
     def validate(self) -> dict[str, float]:

@@ -141,7 +141,7 @@ class SamTask:
                 prompts=self.options.prompts,
                 paper_only=self.options.paper_only,
             ):
-                result.loss.backward()  # type: ignore[no-untyped-call]
+                result.loss.backward()
                 sums["loss"] += float(result.loss.detach())
                 if result.last:
                     sums["miou"] += float(result.iou.sum())
@@ -152,7 +152,7 @@ class SamTask:
         if isinstance(self.classes, ClassHead):
             logits = self.classes(leaf, result.logits)
             loss = CLASS_WEIGHT * cross_entropy(logits, labels, reduction="sum")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             sums["loss"] += float(loss.detach())
             sums["class_accuracy"] += float((logits.argmax(dim=1) == labels).sum())
 
@@ -163,7 +163,7 @@ class SamTask:
         with self.precision():
             logits, iou = self.classes(self.sam, leaf)
             loss = interactive_loss(logits, iou, truth).total * len(truth)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         sums["loss"] += float(loss.detach())
         present = truth.flatten(1).any(dim=1)
         if present.any():  # an absent class has no IoU

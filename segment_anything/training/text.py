@@ -204,7 +204,7 @@ class TextTask:
             logits, quality = decoder.predict_masks(features, position, sparse, dense)
             first = "point" if number == 0 else None  # a phrase is as ambiguous as a click
             loss, chosen = round_loss(logits, quality, targets.truth, first, paper_only=False)
-            (loss * count / len(plan)).backward()  # type: ignore[no-untyped-call]
+            (loss * count / len(plan)).backward()
             previous = logits.detach().float()[torch.arange(count), chosen][:, None]
             reached = float(true_iou(previous, targets.truth).sum())
             sums["loss"] += float(loss.detach()) * count / len(plan)
