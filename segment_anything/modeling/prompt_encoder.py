@@ -149,7 +149,7 @@ class PositionEmbeddingRandom(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         exact = self.positional_encoding_gaussian_matrix
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved = self.positional_encoding_gaussian_matrix
         if moved.dtype in (torch.bfloat16, torch.float16):
             self.positional_encoding_gaussian_matrix = exact.to(moved.device)

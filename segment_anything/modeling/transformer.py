@@ -111,7 +111,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     if not torch.compiler.is_exporting() and min(q.shape[2], k.shape[2]) > 32:
         return scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
-    return scores.softmax(dim=-1) @ v
+    weights: torch.Tensor = scores.softmax(dim=-1)
+    return weights @ v
 
 
 class Attention(nn.Module):
