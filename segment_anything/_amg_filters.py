@@ -9,12 +9,13 @@ Letters: P clicks, N masks, H, W rows and columns of a crop of the image, g cell
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from segment_anything._amg_fast import measure_tiled
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_selection import clean_small_regions, select, within_area_range
 from segment_anything._amg_values import Candidates, Explanation, Proposals
@@ -33,9 +34,17 @@ __all__ = ["clean_small_regions", "filter_proposals"]
 CHUNK_BYTES = 2**28
 """About how much memory masks at full size may take at once; a single mask may take more."""
 
+Floats = npt.NDArray[np.float64]
+Measure = Callable[[Decoded, Floats, Proposals, AutomaticMaskOptions, float, Counter[str]], Candidates]
+"""Measures N masks (N, 1 in `Decoded`) with their clicks (N, 2), and drops those that fail a test of their own."""
+
 
 def filter_proposals(
-    batches: Iterable[Proposals], options: AutomaticMaskOptions, *, mask_threshold: float = 0.0
+    batches: Iterable[Proposals],
+    options: AutomaticMaskOptions,
+    *,
+    mask_threshold: float = 0.0,
+    measure: Measure | None = None,
 ) -> tuple[Candidates, Explanation]:
     """Judge all proposals of one image.
 
@@ -43,29 +52,51 @@ def filter_proposals(
         batches: proposals in the order of the crops; each batch is dropped before the next is asked for.
         options: every threshold.
         mask_threshold: logit above which a pixel belongs to a mask (`Sam.mask_threshold`).
+        measure: `measure_plain` or what equals it; None takes the faster of two where the proposals are.
 
     Returns:
         the masks to keep, and how many each filter took away; their order is that of `_amg_selection.select`.
     """
-    return select(batches, options, lambda batch, counts: _judge(batch, options, mask_threshold, counts))
+    return select(batches, options, lambda batch, counts: _judge(batch, options, mask_threshold, counts, measure))
 
 
-def _judge(batch: Proposals, options: AutomaticMaskOptions, mask_threshold: float, counts: Counter[str]) -> Candidates:
+def _judge(
+    batch: Proposals,
+    options: AutomaticMaskOptions,
+    mask_threshold: float,
+    counts: Counter[str],
+    measure: Measure | None,
+) -> Candidates:
     """The masks of one batch that pass every test that looks at one mask alone."""
     low_res_logits = batch.decoded.low_res_logits.flatten(0, 1)  # (N, 4g, 4g), in the order click, mask
     predicted_iou = batch.decoded.iou_predictions.flatten().float()  # (N,)
     click = torch.arange(len(batch.points_xy)).repeat_interleave(batch.decoded.iou_predictions.shape[1])
-    counts["clicks"] += len(batch.points_xy)
-    counts["proposed"] += len(predicted_iou)
+    counts["clicks"] += len(batch.points_xy) if batch.clicks is None else batch.clicks
+    counts["proposed"] += len(predicted_iou) + batch.below_iou
+    counts["low_predicted_iou"] += batch.below_iou
     if options.pred_iou_thresh > 0:
         good = torch.nonzero(predicted_iou > options.pred_iou_thresh).squeeze(1)
         counts["low_predicted_iou"] += len(predicted_iou) - len(good)
         low_res_logits, predicted_iou, click = low_res_logits[good], predicted_iou[good], click[good.cpu()]
+    chosen = Decoded(low_res_logits[:, None], predicted_iou[:, None], batch.decoded.geometry)
+    if measure is None:
+        measure = measure_tiled if low_res_logits.device.type == "cpu" else measure_plain
+    return measure(chosen, batch.points_xy[click.numpy()], batch, options, mask_threshold, counts)
+
+
+def measure_plain(
+    decoded: Decoded,
+    points_xy: Floats,
+    batch: Proposals,
+    options: AutomaticMaskOptions,
+    mask_threshold: float,
+    counts: Counter[str],
+) -> Candidates:
+    """Make N masks (N, 1 in `decoded`) at full size, a few at a time, test each, and encode those that pass."""
     parts = []
-    for part in _chunks(len(predicted_iou), batch):
-        decoded = Decoded(low_res_logits[part, None], predicted_iou[part, None], batch.decoded.geometry)
-        points_xy = batch.points_xy[click[part].numpy()]
-        parts.append(_measure(decoded, points_xy, batch, options, mask_threshold, counts))
+    for part in _chunks(len(decoded), batch):
+        few = Decoded(decoded.low_res_logits[part], decoded.iou_predictions[part], decoded.geometry)
+        parts.append(_measure_few(few, points_xy[part], batch, options, mask_threshold, counts))
     return Candidates.join(parts)
 
 
@@ -79,15 +110,14 @@ def _chunks(count: int, batch: Proposals) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _measure(
+def _measure_few(
     decoded: Decoded,
-    points_xy: npt.NDArray[np.float64],
+    points_xy: Floats,
     batch: Proposals,
     options: AutomaticMaskOptions,
     mask_threshold: float,
     counts: Counter[str],
 ) -> Candidates:
-    """Make a few masks (N, 1 in `decoded`) at full size, test each, and encode those that pass."""
     height, width = batch.image_size_hw
     crop = list(batch.crop_box_xyxy)
     logits = decoded.logits()[:, 0]  # (N, H, W)

@@ -25,13 +25,18 @@ class Proposals:
     """What the network answers for one batch of clicks in one crop, before any judgement."""
 
     decoded: Decoded
-    """P clicks, three masks each, in the crop's frame: logits (P, 3, 4g, 4g) and predicted IoU (P, 3)."""
+    """P clicks, three masks each, in the crop's frame: logits (P, 3, 4g, 4g) and predicted IoU (P, 3). Or only those
+    with a predicted IoU above a threshold: P masks of one each, and `below_iou` others that were never made."""
     points_xy: npt.NDArray[np.float64]
     """The clicks (P, 2), in original pixels of the whole image."""
     crop_box_xyxy: Box
     """The crop, in original pixels; x1 and y1 lie outside."""
     image_size_hw: tuple[int, int]
     """Size of the whole image."""
+    below_iou: int = 0
+    """Masks that are missing in `decoded`."""
+    clicks: int | None = None
+    """Number of clicks where masks are missing; None where it is P."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ class SamAutomaticMaskGenerator:
         Raises:
             ValueError: if `image` is no (H, W, 3) uint8 array, or `embedding` is another image's or another model's.
         """
-        records, explanation = self.filter(self.propose(image, embedding=embedding))
+        records, explanation = self.filter(self._propose(image, embedding, self.options.pred_iou_thresh))
         self.last_explanation = explanation if self.explain else None
         return records if self.labels is None else self._labelled(records, image, self.labels)
 
@@ -183,13 +183,19 @@ class SamAutomaticMaskGenerator:
         assert self.scorer is not None
         return label_records(records, image, labels, self.scorer)
 
-    @torch.no_grad()
     def propose(self, image: npt.NDArray[np.uint8], *, embedding: ImageEmbedding | None = None) -> Iterator[Proposals]:
         """The slow half: run the network on every click of every crop, a batch at a time.
 
         Keep `list(generator.propose(image))` to judge the same answers again and again with `filter`; that takes
         768 KiB a click at the published sizes.
         """
+        return self._propose(image, embedding, 0.0)
+
+    @torch.no_grad()
+    def _propose(
+        self, image: npt.NDArray[np.uint8], embedding: ImageEmbedding | None, iou_threshold: float
+    ) -> Iterator[Proposals]:
+        """As `propose`; with a threshold above 0, masks whose predicted IoU is not above it are never made."""
         image = check_image_array(image)
         if embedding is not None:
             embedding.check_image(image)
@@ -202,9 +208,26 @@ class SamAutomaticMaskGenerator:
                 embedding = self.model.encode(image[y0:y1, x0:x1])
             clicks_xy = grids[layer] * np.array([x1 - x0, y1 - y0])
             for (points_xy,) in batch_iterator(options.points_per_batch, clicks_xy):
+                place = points_xy + np.array([x0, y0]), (x0, y0, x1, y1), size_hw
                 prompts = Prompts.from_points(points_xy)
-                decoded = self.model.decode(embedding, prompts, True, batch_size=options.points_per_batch)
-                yield Proposals(decoded, points_xy + np.array([x0, y0]), (x0, y0, x1, y1), size_hw)
+                if iou_threshold > 0:
+                    yield self._proposals_above(embedding, prompts, iou_threshold, *place)
+                else:
+                    decoded = self.model.decode(embedding, prompts, True, batch_size=len(prompts))
+                    yield Proposals(decoded, *place)
+
+    def _proposals_above(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts,
+        iou_threshold: float,
+        points_xy: npt.NDArray[np.float64],
+        crop_box_xyxy: tuple[int, int, int, int],
+        size_hw: tuple[int, int],
+    ) -> Proposals:
+        decoded, places = self.model.decode_above(embedding, prompts, iou_threshold, batch_size=len(prompts))
+        clicks_xy = points_xy[places[:, 0].cpu().numpy()]
+        return Proposals(decoded, clicks_xy, crop_box_xyxy, size_hw, 3 * len(prompts) - len(decoded), len(prompts))
 
     @torch.no_grad()
     def filter(self, proposals: Iterable[Proposals]) -> tuple[list[MaskRecord], Explanation]:

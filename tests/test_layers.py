@@ -18,7 +18,7 @@ ROWS = [
     ("network", "modeling"),
     ("construct", "architectures build_sam checkpoints utils.onnx _recognise"),
     ("one image", "predictor simulate visualize detectors text datasets _drawing"),
-    ("whole image", "automatic_mask_generator _amg_values _amg_selection _amg_filters grounding export onnx fastsam"),
+    ("whole image", "automatic_mask_generator _amg_values _amg_selection _amg_fast _amg_filters grounding export onnx fastsam"),
     ("learn, measure", "training evaluation"),
     ("engines", "data_engine batch"),
     ("people", "annotator serve"),
