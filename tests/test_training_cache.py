@@ -150,6 +150,7 @@ def test_estimate_grows_with_what_is_asked_for() -> None:
     )
     assert more.encoder == pytest.approx(4 * one.encoder, rel=0.05)
     assert more.decoder > 3 * one.decoder
+    assert more.working == pytest.approx(0.5 * (more.encoder + more.decoder), abs=1)
     assert half.total < more.total
     choose_trained(sam, "decoder", 8)
     frozen = estimate_memory(sam, batch_size=4, objects=4, precision="fp32")

@@ -1,8 +1,8 @@
 """How much memory a training step will take, found before it is run.
 
 The step is traced with tensors that have shapes and no numbers, and what autograd would keep for the backward pass is
-added up; weights, gradients and the optimiser's two moments are counted. Working memory inside single operations
-is not seen: the estimate is a lower bound, usually within a fifth (benchmarks/training.py compares).
+added up; weights, gradients and the optimiser's two moments are counted. What operations need while they run is not
+seen; it is taken as a share of what autograd keeps, as measured on a CPU (benchmarks/training.py compares).
 """
 
 import copy
@@ -19,6 +19,9 @@ from segment_anything.modeling import Sam
 from segment_anything.training.losses import interactive_loss
 from segment_anything.training.prepare import encoder_blocks
 
+WORKING_SHARE = {"fp32": 0.5, "bf16": 1.0}
+"""Memory of operations while they run, as a share of what autograd keeps; bf16 makes copies of what it reads."""
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -31,14 +34,16 @@ class MemoryEstimate:
     """Kept by the encoder for all images of a batch; 0 where it is frozen."""
     decoder: int
     """Kept by one round of prompts for all objects of one image."""
+    working: int
+    """Needed by operations while they run."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.encoder + self.decoder
+        return self.weights + self.gradients + self.optimizer + self.encoder + self.decoder + self.working
 
     def __str__(self) -> str:
-        parts = ("weights", "gradients", "optimizer", "encoder", "decoder")
+        parts = ("weights", "gradients", "optimizer", "encoder", "decoder", "working")
         listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
         return f"about {self.total / 2**30:.1f} GiB ({listed})"
 
@@ -67,6 +72,7 @@ def estimate_memory(sam: Sam, *, batch_size: int, objects: int, precision: str) 
         optimizer=2 * gradients,
         encoder=encoder,
         decoder=decoder,
+        working=int(WORKING_SHARE[precision] * (encoder + decoder)),
     )
 
 

@@ -1,0 +1,148 @@
+"""Speed of training steps, and peak memory of the presets.
+
+    python benchmarks/training.py                        nano and vit_b, decoder on cached embeddings; estimates
+    python benchmarks/training.py --full                 also steps that train the encoder (vit_b: minutes on a CPU)
+    python benchmarks/training.py --models nano --json
+
+A "round" is one prompt of one object, decoded and differentiated; the paper gives each object 11 of them. Speed does
+not depend on the weights, so they are random. Peak memory of the presets is estimated; what can be measured here (the
+kernel's high-water mark of resident memory over one step, in a process of its own; Linux) is put beside the estimate.
+Keep the machine otherwise idle.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+OBJECTS = 8
+SIZE_HW = (400, 512)
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS (now) or VmHWM (highest since the last reset) of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}; this benchmark is for Linux")
+
+
+def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[str, Any]:
+    """Time one training step of one image with eight objects, three rounds each. Runs in a child process."""
+    import numpy as np
+    import torch
+
+    from segment_anything.build_sam import load_sam
+    from segment_anything.training.finetune_options import FinetuneOptions
+    from segment_anything.training.memory import estimate_memory
+    from segment_anything.training.options import LoopOptions
+    from segment_anything.training.prepare import choose_trained
+    from segment_anything.training.sam_task import SamTask, Trainee
+    from segment_anything.training.sources import EmbeddingSource, Frame, ImageSource, TrainingItem
+
+    sam = load_sam(name, checkpoint="random", device="cpu")
+    choose_trained(sam, train, 8)
+    options, _ = FinetuneOptions(
+        preset="cpu", train=train, rounds=3, objects=OBJECTS, precision=precision, checkpointing=False
+    ).filled(LoopOptions(), None)
+    kind = EmbeddingSource if train == "decoder" else ImageSource
+    task = SamTask(Trainee(sam, None), kind.__new__(kind), None, options, {})  # type: ignore[arg-type]  # not asked
+    masks = np.zeros((OBJECTS, *SIZE_HW), dtype=bool)
+    for number, mask in enumerate(masks):
+        mask[20 * number : 20 * number + 90, 10 * number : 10 * number + 120] = True
+    targets = Frame(sam.image_size, sam.mask_input_size).targets(masks, np.zeros(OBJECTS), OBJECTS, (0,))
+    cells = sam.prompt_encoder.image_embedding_size
+    image = torch.randn(1, sam.prompt_encoder.embed_dim, *cells)
+    if train != "decoder":
+        image = torch.randint(0, 256, (3, *targets.input_size_hw), dtype=torch.uint8)
+    item = TrainingItem("benchmark", image, targets, seed=0)
+    task.module.train()
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    seconds = []
+    for _ in range(repeats + 1):
+        task.module.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        task.learn([item])
+        seconds.append(time.perf_counter() - start)
+    best = min(seconds[1:]) if repeats else seconds[0]
+    estimate = estimate_memory(sam, batch_size=1, objects=OBJECTS, precision=precision)
+    return {
+        "model": name,
+        "train": train,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "images_per_s": round(1 / best, 3),
+        "rounds_per_s": round(3 * OBJECTS / best, 1),
+        "step_memory_gib": round((resident_bytes("VmHWM") - before) / GIB, 2),
+        "estimated_step_gib": round((estimate.total - estimate.weights - estimate.optimizer) / GIB, 2),
+    }
+
+
+def estimate_presets(models: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Peak memory of a training step by the presets, without weights and without computing anything."""
+    import torch
+
+    from segment_anything.architectures import assemble
+    from segment_anything.training.finetune_options import PRESETS
+    from segment_anything.training.memory import estimate_memory
+    from segment_anything.training.prepare import checkpoint_blocks, choose_trained
+
+    rows = []
+    for name in models:
+        for preset_name, preset in PRESETS.items():
+            with torch.device("meta"):
+                sam = assemble(name)
+            choose_trained(sam, preset.train, 8)
+            if preset.checkpointing and preset.train != "decoder":
+                checkpoint_blocks(sam.image_encoder)
+            estimate = estimate_memory(
+                sam, batch_size=preset.batch_size, objects=preset.objects, precision=preset.precision
+            )
+            rows.append(
+                {"model": name, "preset": preset_name, "train": preset.train, "gib": round(estimate.total / GIB, 1)}
+            )
+    return rows
+
+
+def in_child(**arguments: Any) -> dict[str, Any]:
+    """`measure_step` in a process of its own, so that memory is that of one step."""
+    code = f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import training; "
+    code += f"print(json.dumps(training.measure_step(**{arguments!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Print one line a measurement, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["nano", "vit_b"])
+    parser.add_argument("--full", action="store_true", help="also train the encoder")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    steps = []
+    for name in given.models:
+        for train in ("decoder", "all") if given.full else ("decoder",):
+            for precision in ("fp32", "bf16"):
+                repeats = given.repeats if name == "nano" or train == "decoder" else 0
+                steps.append(in_child(name=name, train=train, precision=precision, repeats=repeats))
+                if not given.json:
+                    print(*(f"{key} {value}" for key, value in steps[-1].items()), sep="  ")
+    presets = estimate_presets(("nano", "vit_b", "vit_l", "vit_h"))
+    if given.json:
+        print(json.dumps({"steps": steps, "presets": presets}))
+        return
+    for row in presets:
+        print(*(f"{key} {value}" for key, value in row.items()), sep="  ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Tutorial: fine-tune the bundled model on parts of cars, 30 photos to learn from, 20 held out (by file name).
+
+    python recipes/finetune_car_parts.py --data ../shared/data/eval/car_parts --out runs/car_parts
+
+Promise: box mIoU on the 20 held-out photos rises by 0.05 or more, in under 20 minutes on two cores. Prints a table
+with what the model scored before and after, for one click, three clicks and a box, and the minutes. The photos have no
+stated licence: this is a measurement, its weights are not published.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from segment_anything.build_sam import load_sam
+from segment_anything.training.finetune import FinetuneResult, finetune
+from segment_anything.training.finetune_options import DataOptions, FinetuneOptions
+from segment_anything.training.options import LoopOptions
+
+
+def table(result: FinetuneResult, minutes: float) -> str:
+    """Markdown rows of before and after."""
+    names = {"miou_1_click": "1 click", "miou_3_clicks": "3 clicks", "miou_box": "box"}
+    pairs = [(title, result.before[name], result.after[name]) for name, title in names.items()]
+    rows = [f"| {title} | {before:.3f} | {after:.3f} | {after - before:+.3f} |" for title, before, after in pairs]
+    return "\n".join(["| held-out mIoU | before | after | |", "|---|---|---|---|", *rows, f"\n{minutes:.1f} minutes"])
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/eval/car_parts"))
+    parser.add_argument("--checkpoint", help="weights of nano to start from; by default the bundled ones")
+    parser.add_argument("--out", type=Path, default=Path("runs/car_parts"))
+    parser.add_argument("--epochs", type=int, default=10)
+    given = parser.parse_args()
+    started = time.perf_counter()
+    result = finetune(
+        load_sam("nano", checkpoint=given.checkpoint, device="cpu"),
+        DataOptions(data=given.data, valid_fraction=0.4),
+        given.out,
+        FinetuneOptions(preset="cpu", rounds=3, precision="bf16", valid_objects=12),
+        LoopOptions(epochs=given.epochs),
+    )
+    print(table(result, (time.perf_counter() - started) / 60))
+
+
+if __name__ == "__main__":
+    main()
