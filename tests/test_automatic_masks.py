@@ -53,6 +53,8 @@ def test_the_originals_options_keep_their_order_and_defaults() -> None:
         "max_mask_area",
         "overlap",
         "explain",
+        "labels",
+        "scorer",
     ]
 
 
