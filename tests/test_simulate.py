@@ -107,6 +107,13 @@ def test_noise_on_boxes_is_at_most_20_pixels() -> None:
     assert (noisy_boxes(box, (1000, 1000), seeded(), at_most=5) - box).abs().max() == 5
 
 
+def test_each_box_may_have_noise_of_its_own() -> None:
+    boxes = torch.tensor([[10.0, 10.0, 90.0, 90.0]]).expand(2, -1)
+    moved = noisy_boxes(boxes, (100, 100), seeded(), relative=torch.tensor([[0.0], [0.1]]))
+    assert torch.equal(moved[0], boxes[0])
+    assert not torch.equal(moved[1], boxes[1])
+
+
 def test_noisy_boxes_stay_in_the_image_and_keep_a_pixel() -> None:
     boxes = torch.tensor([[0.0, 0.0, 49.0, 29.0], [49.0, 29.0, 49.0, 29.0], [0.0, 0.0, 0.0, 0.0], [5.0, 5.0, 6.0, 6.0]])
     moved = noisy_boxes(boxes.repeat(500, 1), (30, 50), seeded(), relative=2.0)

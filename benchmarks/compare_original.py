@@ -1,0 +1,304 @@
+"""This package against the original `segment-anything` 1.0, in one run on the same image, weights and survivors.
+
+    python benchmarks/compare_original.py                       # ViT-B, 16 x 16 points, three rounds
+    python benchmarks/compare_original.py --rounds 1 --points-per-side 4 --out build/smoke
+
+The original is installed from the package index into build/original, a folder of its own that only its process
+searches, with a stand-in for torchvision (benchmarks/original); both packages share the interpreter, torch and the
+thread count. Weights are deterministic, made from names and shapes. Two processes take turns: while one works the
+other waits, and every round begins with the other one.
+
+Thresholds of automatic masks lie where half of the masks pass the predicted IoU and 35 % of all pass the stability as
+well, each in the middle of a gap between two masks so that rounding cannot move a mask across.
+
+Writes OUT.json (every sample) and OUT.md (the table).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Array = NDArray[Any]
+ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent / "original"
+ORIGINAL = ROOT / "build" / "original"
+PHOTOS = (ROOT.parent / "shared" / "images" / "truck.jpg", ROOT / "examples" / "images" / "coffee.jpg")
+"""The photograph of 1200 x 1800 pixels that the published figures are for; where it is missing, a small one."""
+MIB = 2**20
+
+STABILITY_OFFSET = 0.2
+"""Logits of random weights are small: the usual offset of 1 would leave no mask stable."""
+PASS_IOU, PASS_BOTH = 0.5, 0.35
+"""Shares of all masks that pass the predicted IoU, and that pass the stability as well."""
+PREDICTS_A_ROUND = 10
+
+
+def install_original() -> None:
+    """Put the original, and nothing that it depends on, into its folder; once."""
+    if not (ORIGINAL / "segment_anything").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(ORIGINAL)]
+        subprocess.run([*command, "segment-anything==1.0"], check=True)
+
+
+class Contestant:
+    """A worker process (benchmarks/original/worker.py) with one of the two packages."""
+
+    def __init__(self, name: str, model: str, image: Path) -> None:
+        path = [ORIGINAL, HERE / "torchvision_stand_in"] if name == "original" else [ROOT]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+        command = [sys.executable, str(HERE / "worker.py"), model, str(image)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.name, self.samples, self.peaks = name, dict[str, list[float]](), dict[str, int]()
+        self.about = self._answer()
+        expected = "segment-anything" if name == "original" else "segment-anything-engine"
+        assert self.about["package"] == expected, f"{name} imports {self.about['package']}"
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of {self.name} ended with status {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, task: str, times: int = 1, **arguments: Any) -> dict[str, Any]:
+        """Run a task without keeping its time."""
+        assert self.process.stdin is not None
+        print(json.dumps({"task": task, "times": times, "arguments": arguments}), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def measure(self, task: str, times: int = 1, **arguments: Any) -> dict[str, Any]:
+        """Run a task and keep its times and its peak."""
+        answer = self.ask(task, times, **arguments)
+        self.samples.setdefault(task, []).extend(answer["seconds"])
+        self.peaks[task] = max(self.peaks.get(task, 0), answer["peak_bytes"])
+        print(f"  {self.name:9}{task:9}{statistics.median(answer['seconds']):9.3f} s", file=sys.stderr)
+        return answer
+
+
+@contextmanager
+def contestants(model: str, image: Path) -> Iterator[tuple[Contestant, Contestant]]:
+    """The original and ours, started; they end when their input closes."""
+    pair = (Contestant("original", model, image), Contestant("ours", model, image))
+    try:
+        yield pair
+    finally:
+        for one in pair:
+            assert one.process.stdin is not None
+            one.process.stdin.close()
+            one.process.wait()
+
+
+def between(values: Array, share_above: float) -> float:
+    """A number with about this share of `values` above it, in the middle of the widest gap near there."""
+    ordered = np.sort(values)[::-1]
+    place = round(share_above * len(ordered))
+    reach = max(1, len(ordered) // 50)
+    places = np.arange(max(1, place - reach), min(len(ordered) - 1, place + reach) + 1)
+    widest = places[np.argmax(ordered[places - 1] - ordered[places])]
+    return float((ordered[widest - 1] + ordered[widest]) / 2)
+
+
+def thresholds(ours: Contestant, folder: Path, points_per_side: int) -> dict[str, float]:
+    """Thresholds that let the wished shares pass, from one run with every filter off."""
+    everything = {
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": -99.0,
+        "stability_score_thresh": -99.0,
+        "stability_score_offset": STABILITY_OFFSET,
+        "box_nms_thresh": 1.0,
+    }
+    ours.ask("masks", options=everything)
+    ours.ask("keep", file=str(folder / "everything.npz"))
+    with np.load(folder / "everything.npz") as file:
+        iou, stability = file["iou"], file["stability"]
+    least_iou = between(iou, PASS_IOU)
+    good = stability[iou > least_iou]
+    least_stability = between(good, PASS_BOTH * len(iou) / len(good))
+    return {
+        "pred_iou_thresh": least_iou,
+        "stability_score_thresh": least_stability,
+        "stability_score_offset": STABILITY_OFFSET,
+    }
+
+
+def pair_up(first: Any, second: Any) -> list[tuple[int, int]]:
+    """Records of the same click with the closest predicted IoU, each used once."""
+    free = list(range(len(second["iou"])))
+    pairs = []
+    for i, (point, iou) in enumerate(zip(first["point"], first["iou"], strict=True)):
+        same = [j for j in free if np.allclose(second["point"][j], point)]
+        if same:
+            pairs.append((i, min(same, key=lambda j: abs(second["iou"][j] - iou))))
+            free.remove(pairs[-1][1])
+    return pairs
+
+
+def same_masks(original: Path, ours: Path) -> dict[str, Any]:
+    """How far two sets of records agree."""
+    with np.load(original) as first, np.load(ours) as second:
+        pairs = pair_up(first, second)
+        overlap = []
+        for i, j in pairs:
+            a, b = np.unpackbits(first["masks"][i]), np.unpackbits(second["masks"][j])
+            overlap.append(float((a & b).sum() / max(1, (a | b).sum())))
+        return {
+            "records_original": len(first["iou"]),
+            "records_ours": len(second["iou"]),
+            "records_matched": len(pairs),
+            "same_order": [j for _, j in pairs] == list(range(len(second["iou"]))),
+            "mean_mask_iou": statistics.fmean(overlap) if overlap else None,
+            "least_mask_iou": min(overlap, default=None),
+        }
+
+
+def agreement(pair: tuple[Contestant, Contestant], folder: Path, point_xy: list[float]) -> dict[str, Any]:
+    """How far embedding, masks of a click and automatic masks without suppression agree; also warms both up."""
+    loose = {
+        "points_per_side": 4,
+        "pred_iou_thresh": -99.0,
+        "stability_score_thresh": 0.0,
+        "stability_score_offset": STABILITY_OFFSET,
+        "box_nms_thresh": 1.0,
+    }
+    for one in pair:
+        one.ask("encode")
+        one.ask("predict", point_xy=point_xy)
+        one.ask("masks", options=loose)
+        one.ask("keep", file=str(folder / f"{one.name}-loose.npz"))
+    files = [folder / f"{one.name}-loose.npz" for one in pair]
+    with np.load(files[0]) as theirs, np.load(files[1]) as ours:
+        deviation = np.abs(theirs["embedding"] - ours["embedding"]).max() / theirs["embedding"].std()
+        differing = np.unpackbits(theirs["clicked"] ^ ours["clicked"]).mean()
+    return {
+        "embedding_deviation_of_std": float(deviation),
+        "click_pixels_equal": float(1 - differing),
+        "masks_without_suppression": same_masks(*files),
+    }
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole run."""
+    folder = args.out.parent / f"{args.out.name}-records"
+    folder.mkdir(parents=True, exist_ok=True)
+    with Image.open(args.image) as file:
+        width, height = file.size
+    point_xy = [width / 2, height / 2]
+    with contestants(args.model, args.image) as pair:
+        agreed = agreement(pair, folder, point_xy)
+        options = {
+            "points_per_side": args.points_per_side,
+            "box_nms_thresh": args.box_nms_thresh,
+            **thresholds(pair[1], folder, args.points_per_side),
+        }
+        for turn in range(args.rounds):
+            print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
+            order = pair if turn % 2 == 0 else pair[::-1]
+            for one in order:
+                one.measure("encode")
+            for _ in range(PREDICTS_A_ROUND):
+                for one in order:
+                    one.measure("predict", point_xy=point_xy)
+            for one in order:
+                one.measure("masks", options=options)
+                one.ask("keep", file=str(folder / f"{one.name}.npz"))
+        agreed["masks"] = same_masks(*(folder / f"{one.name}.npz" for one in pair))
+        return {
+            "model": args.model,
+            "image_wh": [width, height],
+            "rounds": args.rounds,
+            "options": options,
+            "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "agreement": agreed,
+            "results": {
+                one.name: {"about": one.about, "seconds": one.samples, "peak_bytes": one.peaks} for one in pair
+            },
+        }
+
+
+def processor() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def as_table(found: dict[str, Any]) -> str:
+    """Markdown: a row a task."""
+    original, ours = (found["results"][name] for name in ("original", "ours"))
+    side = found["options"]["points_per_side"]
+    labels = {
+        "encode": "encode",
+        "predict": "one click, encoded image",
+        "masks": f"automatic masks {side} x {side}, with encode",
+    }
+    machine, agreed, shape = found["machine"], found["agreement"], found["image_wh"]
+    lines = [
+        f"{found['model']}, {shape[0]} x {shape[1]} pixels, float32, {ours['about']['threads']} threads on "
+        f"{machine['processor']}; median of {found['rounds']} rounds, original and ours in turn.",
+        "",
+        "| | original, s | ours, s | ratio | original, peak MiB | ours, peak MiB | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, label in labels.items():
+        seconds = [statistics.median(one["seconds"][task]) for one in (original, ours)]
+        peaks = [one["peak_bytes"][task] / MIB for one in (original, ours)]
+        lines.append(
+            f"| {label} | {seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.1f} x "
+            f"| {peaks[0]:.0f} | {peaks[1]:.0f} | {f'{peaks[0] / peaks[1]:.1f} x' if peaks[1] >= 1 else ''} |"
+        )
+    same = agreed["masks"]
+    loose = agreed["masks_without_suppression"]
+    lines += [
+        "",
+        "Peaks are above the memory held before the task. "
+        f"Embeddings differ by at most {agreed['embedding_deviation_of_std']:.1e} of their standard deviation; "
+        f"{agreed['click_pixels_equal']:.5%} of the pixels of the click's masks are equal; "
+        + "; ".join(
+            f"{what}: {group['records_original']} records of the original, {group['records_ours']} of ours, "
+            f"{group['records_matched']} matched, least mask IoU {group['least_mask_iou']:.4f}"
+            if group["records_matched"]
+            else f"{what}: {group['records_original']} and {group['records_ours']} records"
+            for what, group in (("the measured automatic masks", same), ("4 x 4 points without suppression", loose))
+        )
+        + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compare, and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
+    parser.add_argument("--image", type=Path, default=next(photo for photo in PHOTOS if photo.is_file()))
+    parser.add_argument("--points-per-side", type=int, default=16)
+    parser.add_argument(
+        "--box-nms-thresh", type=float, default=0.7, help="1 keeps every survivor: then their masks are compared too"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "compare_original", help="without a suffix")
+    args = parser.parse_args()
+    install_original()
+    found = compare(args)
+    args.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(as_table(found))
+    print(as_table(found), end="")
+
+
+if __name__ == "__main__":
+    main()

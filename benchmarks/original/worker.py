@@ -1,0 +1,96 @@
+"""One package under measurement, in a process of its own: reads tasks from stdin, answers on stdout, a JSON line each.
+
+It uses the original package's interface alone, so that the same lines run on both packages; which one it is depends on
+the search path that `benchmarks/compare_original.py` gives. Linux only: peaks are the kernel's high-water mark of
+resident memory, reset before each task.
+"""
+
+import ctypes
+import gc
+import importlib.metadata
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[1:1] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from amg_memory import resident_bytes  # noqa: E402
+from filled import filled  # noqa: E402
+
+import segment_anything  # noqa: E402
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry  # noqa: E402
+
+
+class Worker:
+    """A model with deterministic weights, and the image it works on."""
+
+    def __init__(self, model: str, image: str) -> None:
+        with Image.open(image) as file:
+            self.image = np.asarray(file.convert("RGB"))
+        self.sam = sam_model_registry[model]()
+        self.sam.load_state_dict(filled(self.sam.state_dict()))
+        self.sam.eval()
+        self.predictor = SamPredictor(self.sam)
+        self.clicked: Any = np.zeros(0, dtype=bool)
+        self.records: list[Any] = []
+
+    def about(self) -> dict[str, Any]:
+        """What is measured here."""
+        name = "segment-anything-engine" if hasattr(segment_anything, "load_sam") else "segment-anything"
+        return {"package": name, "version": importlib.metadata.version(name), "threads": torch.get_num_threads()}
+
+    def encode(self) -> None:
+        """Set the image."""
+        self.predictor.set_image(self.image)
+
+    def predict(self, point_xy: list[float]) -> None:
+        """One click on the image that is set."""
+        self.clicked, _, _ = self.predictor.predict(np.array([point_xy]), np.array([1]), multimask_output=True)
+
+    def masks(self, options: dict[str, Any]) -> None:
+        """Automatic masks."""
+        self.records = SamAutomaticMaskGenerator(self.sam, **options).generate(self.image)
+
+    def keep(self, file: str) -> None:
+        """Write what the last tasks found, for comparison, and let go of it."""
+        columns = {
+            "iou": np.array([record["predicted_iou"] for record in self.records]),
+            "stability": np.array([record["stability_score"] for record in self.records]),
+            "point": np.array([record["point_coords"][0] for record in self.records]).reshape(-1, 2),
+            "masks": np.array([np.packbits(record["segmentation"]) for record in self.records]),
+        }
+        self.records = []
+        np.savez(file, clicked=np.packbits(self.clicked), embedding=self.predictor.get_image_embedding(), **columns)
+
+
+def run(worker: Worker, task: str, arguments: dict[str, Any], times: int) -> dict[str, Any]:
+    """Run a task some times and report seconds of each, and the peak of resident memory over that before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier tasks freed and the allocator kept would hide a peak
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        getattr(worker, task)(**arguments)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "peak_bytes": resident_bytes("VmHWM") - before}
+
+
+def main() -> None:
+    """Serve until stdin closes."""
+    worker = Worker(*sys.argv[1:3])
+    print(json.dumps(worker.about()), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(run(worker, **json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
