@@ -77,6 +77,30 @@ def checked_grids(
     return arrays
 
 
+def near_crop_edge(
+    boxes: npt.NDArray[Any],
+    crop_xyxy: tuple[int, int, int, int],
+    image_size_hw: tuple[int, int],
+    reach_px: float = 20.0,
+) -> npt.NDArray[np.bool_]:
+    """Which boxes come within `reach_px` of an edge of the crop that is not the image's edge too.
+
+    An object cut off there is whole in a neighbouring crop.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1 in the crop's pixels.
+        crop_xyxy: the crop in the image.
+        image_size_hw: of the image.
+
+    Returns:
+        (N,) bool.
+    """
+    placed = boxes + np.array([*crop_xyxy[:2], *crop_xyxy[:2]])
+    image = np.array([0, 0, image_size_hw[1], image_size_hw[0]])
+    near_crop, near_image = (np.abs(placed - box) <= reach_px for box in (np.array(crop_xyxy), image))
+    return np.asarray((near_crop & ~near_image).any(axis=1))
+
+
 def batch_iterator(batch_size: int, *args: Any) -> Iterator[list[Any]]:
     """Walk through sequences of equal length together, `batch_size` elements at a time.
 

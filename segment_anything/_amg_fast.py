@@ -10,22 +10,27 @@ plain way, and the tests hold the two together.
 Letters: n masks, L their low-resolution side, t tiles, S logits that a tile is made from along an axis.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
+from segment_anything._amg_clicks import near_crop_edge
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_values import Candidates, Proposals
 from segment_anything.geometry import ImageGeometry
 from segment_anything.masks import RLE
-from segment_anything.modeling import Decoded
-from segment_anything.utils.amg import is_box_near_crop_edge, uncrop_boxes_xyxy
+from segment_anything.masks._arrays import to_numpy
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Decoded
+    from segment_anything.onnx.decoded import OnnxDecoded
 
 TILE_HW = (32, 64)
 """Rows and columns of a tile. A row of bits is one 64-bit word."""
@@ -103,7 +108,7 @@ class _Grid:
 
     @staticmethod
     @lru_cache(maxsize=8)
-    def of(geometry: ImageGeometry, low: int) -> "_Grid":
+    def of(geometry: ImageGeometry, low: int) -> _Grid:
         axes = [
             _make_axis(low, geometry.image_size, inside, out, tile)
             for inside, out, tile in zip(geometry.input_size_hw, geometry.original_size_hw, TILE_HW, strict=True)
@@ -221,7 +226,7 @@ class _Measured:
     bits: Words
     """(k, 32) of all tiles of kind 2, in order."""
 
-    def packed(self, chosen: Ints, grid: _Grid, batch: Proposals) -> list["PackedMask"]:
+    def packed(self, chosen: Ints, grid: _Grid, batch: Proposals) -> list[PackedMask]:
         """The masks that are chosen."""
         ends = np.cumsum((self.kinds == 2).sum(axis=(1, 2)))
         starts = np.append(0, ends[:-1])
@@ -261,27 +266,30 @@ def _measure_tiles(logits: Floats, grid: _Grid, threshold: float, offset: float)
 
 
 def measure_tiled(
-    decoded: Decoded,
+    decoded: Decoded | OnnxDecoded,
     points_xy: npt.NDArray[np.float64],
     batch: Proposals,
     options: AutomaticMaskOptions,
     mask_threshold: float,
     counts: Counter[str],
 ) -> Candidates:
-    """As `_amg_filters.measure_plain`, on a CPU; the run lengths in the result are computed when they are asked for."""
+    """As `_amg_filters.measure_plain`, on a CPU, for torch's or ONNX Runtime's answers.
+
+    The run lengths in the result are computed when they are asked for.
+    """
     if len(decoded) == 0:
         return Candidates.join([])
-    logits = decoded.low_res_logits[:, 0].numpy()
+    logits = to_numpy(decoded.low_res_logits[:, 0])
     grid = _Grid.of(decoded.geometry, logits.shape[-1])
     found = _measure_tiles(logits, grid, mask_threshold, options.stability_score_offset)
     stability: Floats = np.divide(found.strict, np.maximum(found.loose, 1), dtype=np.float32, casting="unsafe")
     stable = stability >= np.float32(max(options.stability_score_thresh, 0))
     passed = np.flatnonzero(stable)
     masks = found.packed(passed, grid, batch)
-    boxes = torch.from_numpy(np.array([mask.box() for mask in masks], dtype=np.int64).reshape(-1, 4))
+    boxes = np.array([mask.box() for mask in masks], dtype=np.int64).reshape(-1, 4)
     height, width = batch.image_size_hw
-    crop = list(batch.crop_box_xyxy)
-    whole = (~is_box_near_crop_edge(boxes, crop, [0, 0, width, height])).numpy()
+    crop = batch.crop_box_xyxy
+    whole = ~near_crop_edge(boxes, crop, (height, width))
     counts["unstable"] += len(stable) - len(passed)
     counts["at_crop_edge"] += len(passed) - int(whole.sum())
     largest = np.inf if options.max_mask_area is None else options.max_mask_area
@@ -292,8 +300,8 @@ def measure_tiled(
     passed = passed[kept]
     return Candidates(
         [RLE(size=[height, width], counts=masks[i]) for i in kept],
-        uncrop_boxes_xyxy(boxes[torch.from_numpy(kept)], crop).numpy(),
-        decoded.iou_predictions[:, 0].float().numpy()[passed],
+        boxes[kept] + np.array([*crop[:2], *crop[:2]]),
+        to_numpy(decoded.iou_predictions[:, 0]).astype(np.float32)[passed],
         stability[passed],
         points_xy[passed],
         np.tile(np.array(crop, dtype=np.int64), (len(passed), 1)),

@@ -68,9 +68,11 @@ def _judge(
     measure: Measure | None,
 ) -> Candidates:
     """The masks of one batch that pass every test that looks at one mask alone."""
-    low_res_logits = batch.decoded.low_res_logits.flatten(0, 1)  # (N, 4g, 4g), in the order click, mask
-    predicted_iou = batch.decoded.iou_predictions.flatten().float()  # (N,)
-    click = torch.arange(len(batch.points_xy)).repeat_interleave(batch.decoded.iou_predictions.shape[1])
+    decoded = batch.decoded
+    assert isinstance(decoded, Decoded)
+    low_res_logits = decoded.low_res_logits.flatten(0, 1)  # (N, 4g, 4g), in the order click, mask
+    predicted_iou = decoded.iou_predictions.flatten().float()  # (N,)
+    click = torch.arange(len(batch.points_xy)).repeat_interleave(decoded.iou_predictions.shape[1])
     counts["clicks"] += len(batch.points_xy) if batch.clicks is None else batch.clicks
     counts["proposed"] += len(predicted_iou) + batch.below_iou
     counts["low_predicted_iou"] += batch.below_iou
@@ -78,7 +80,7 @@ def _judge(
         good = torch.nonzero(predicted_iou > options.pred_iou_thresh).squeeze(1)
         counts["low_predicted_iou"] += len(predicted_iou) - len(good)
         low_res_logits, predicted_iou, click = low_res_logits[good], predicted_iou[good], click[good.cpu()]
-    chosen = Decoded(low_res_logits[:, None], predicted_iou[:, None], batch.decoded.geometry)
+    chosen = Decoded(low_res_logits[:, None], predicted_iou[:, None], decoded.geometry)
     if measure is None:
         measure = measure_tiled if low_res_logits.device.type == "cpu" else measure_plain
     return measure(chosen, batch.points_xy[click.numpy()], batch, options, mask_threshold, counts)

@@ -16,6 +16,7 @@ from segment_anything.masks import RLE
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Decoded
+    from segment_anything.onnx.decoded import OnnxDecoded
 
 Box = tuple[int, int, int, int]
 
@@ -24,7 +25,7 @@ Box = tuple[int, int, int, int]
 class Proposals:
     """What the network answers for one batch of clicks in one crop, before any judgement."""
 
-    decoded: Decoded
+    decoded: Decoded | OnnxDecoded
     """P clicks, three masks each, in the crop's frame: logits (P, 3, 4g, 4g) and predicted IoU (P, 3). Or only those
     with a predicted IoU above a threshold: P masks of one each, and `below_iou` others that were never made."""
     points_xy: npt.NDArray[np.float64]

@@ -18,3 +18,13 @@ def onnxruntime() -> ModuleType:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return require("onnxruntime", extra="onnx")
+
+
+def quantization() -> ModuleType:
+    """The module onnxruntime.quantization.
+
+    Raises:
+        ImportError: if onnxruntime or onnx is not installed, naming the extra `onnx`.
+    """
+    onnxruntime()
+    return require("onnxruntime.quantization", extra="onnx")

@@ -1,20 +1,18 @@
 """An encoded image: what every prompt on it needs, and enough to know later that it still fits."""
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from segment_anything._embedding_file import EmbeddingFile
 from segment_anything.geometry import ImageGeometry
+from segment_anything.images import fingerprint_image
 
-FORMAT = "segment-anything image embedding 1"
+__all__ = ["ImageEmbedding", "fingerprint_image", "fingerprint_weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,21 +39,10 @@ class ImageEmbedding:
 
         The file appears whole or not at all.
         """
-        metadata = {
-            "format": FORMAT,
-            "original_size_hw": json.dumps(self.geometry.original_size_hw),
-            "image_size": str(self.geometry.image_size),
-            "model": self.model,
-            "weights_fingerprint": self.weights_fingerprint,
-            "image_fingerprint": self.image_fingerprint,
-        }
-        features = self.features.detach().cpu().to(torch.float16 if half else torch.float32).contiguous()
-        part = Path(f"{os.fspath(path)}.{os.getpid()}.part")
-        try:
-            save_file({"features": features}, part, metadata)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        features = self.features.detach().cpu().float().numpy()
+        EmbeddingFile(features, self.geometry, self.model, self.weights_fingerprint, self.image_fingerprint).write(
+            path, half
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ImageEmbedding":
@@ -65,21 +52,9 @@ class ImageEmbedding:
             ValueError: if it is no such file.
             FileNotFoundError: if there is none.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{os.fspath(path)}: there is no such embedding file.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{os.fspath(path)}: not an image embedding (format {metadata.get('format')!r}).")
-                features = file.get_tensor("features").float()
-        except SafetensorError as error:
-            raise ValueError(f"{os.fspath(path)}: not an image embedding, or damaged ({error}).") from error
-        height, width = json.loads(metadata["original_size_hw"])
-        geometry = ImageGeometry((height, width), int(metadata["image_size"]))
-        return cls(
-            features, geometry, metadata["model"], metadata["weights_fingerprint"], metadata["image_fingerprint"]
-        )
+        file = EmbeddingFile.read(path)
+        features = torch.from_numpy(file.features)
+        return cls(features, file.geometry, file.model, file.weights_fingerprint, file.image_fingerprint)
 
     def check_image(self, image: npt.NDArray[np.uint8]) -> None:
         """Refuse an image other than the one that was encoded.
@@ -92,17 +67,6 @@ class ImageEmbedding:
         """
         if fingerprint_image(image) != self.image_fingerprint:
             raise ValueError("this embedding was made from another image (its pixels differ): encode this one.")
-
-
-def fingerprint_image(image: npt.NDArray[np.uint8]) -> str:
-    """A short name of an image's size and pixels: equal images have the same, different ones practically never.
-
-    Args:
-        image: (H, W, 3) uint8.
-    """
-    digest = hashlib.sha1(repr(image.shape).encode(), usedforsecurity=False)
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
 
 
 def fingerprint_weights(state: dict[str, torch.Tensor], samples: int = 1024) -> str:

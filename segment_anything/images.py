@@ -13,6 +13,7 @@ What a person sees in a viewer is what the model gets:
 It knows nothing of models and of their input size.
 """
 
+import hashlib
 import os
 import re
 import threading
@@ -255,3 +256,14 @@ def _dtype_problem(image: np.ndarray) -> str:
     if low >= 0 and high <= 255:
         return f"{kind} in 0..255: cast to uint8, image.astype(np.uint8)."
     return f"{kind} from {low:g} to {high:g}: scale it to 0..255 and cast to uint8."
+
+
+def fingerprint_image(image: np.ndarray) -> str:
+    """A short name of an image's size and pixels: equal images have the same, different ones practically never.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
+    digest = hashlib.sha1(repr(image.shape).encode(), usedforsecurity=False)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()

@@ -14,11 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 ROWS = [
     ("geometry", "masks geometry images utils.transforms _optional _onnxruntime _download _weight_file _namesakes"),
-    ("values", "prompts embedding records record_formats label_map utils.amg _amg_options _amg_clicks"),
+    ("values", "prompts embedding _embedding_file records record_formats label_map utils.amg _amg_options _amg_clicks"),
     ("network", "modeling"),
     ("construct", "architectures build_sam checkpoints utils.onnx _recognise"),
     ("one image", "predictor simulate visualize detectors text datasets _drawing"),
-    ("whole image", "automatic_mask_generator _amg_values _amg_selection _amg_fast _amg_filters grounding export onnx fastsam"),
+    (
+        "whole image",
+        "automatic_mask_generator _amg_values _amg_selection _amg_fast _amg_filters grounding export onnx fastsam "
+        "interchange",
+    ),
     ("learn, measure", "training evaluation"),
     ("engines", "data_engine batch"),
     ("people", "annotator serve"),
@@ -28,7 +32,7 @@ ROWS = [
 
 CONFINED = {
     "onnxruntime": ("_onnxruntime",),
-    "safetensors": ("_weight_file", "checkpoints", "embedding", "training"),
+    "safetensors": ("_weight_file", "_embedding_file", "checkpoints", "interchange", "training"),
     "onnx": ("export", "onnx", "utils.onnx"),
     "onnxscript": ("export", "onnx", "utils.onnx"),
     "transformers": ("text", "detectors", "grounding"),
