@@ -58,7 +58,7 @@ def test_heads_done_one_after_the_other_give_the_same(monkeypatch: pytest.Monkey
     qkv, tables = random_attention(4, 3, heads=5)
     with torch.no_grad():
         together = relative_attention(*qkv, (4, 3), *tables)
-        monkeypatch.setattr(attention_module, "BIAS_BYTES", 1)
+        monkeypatch.setattr(attention_module, "SCORE_BYTES", 1)
         torch.testing.assert_close(relative_attention(*qkv, (4, 3), *tables), together)
 
 

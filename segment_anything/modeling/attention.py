@@ -9,8 +9,8 @@ Letters: B batch, M heads, N = h * w tokens, d head width.
 import torch
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
-BIAS_BYTES = 64 * 2**20
-"""Largest attention bias held at once without gradients; more heads are done one chunk after the other."""
+SCORE_BYTES = 8 * 2**20
+"""Most memory for attention scores at once without gradients: what a core's share of the cache holds, about."""
 
 
 def relative_table(size: int, table: torch.Tensor) -> torch.Tensor:
@@ -71,13 +71,45 @@ def relative_attention(
     if table_h is None or table_w is None:
         return scaled_dot_product_attention(q, k, v)
     rows, columns = relative_scores(q, size_hw, table_h, table_w)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return scaled_dot_product_attention(q, k, v, attn_mask=_bias(rows, columns))
+    if q.device.type == "cpu" and q.dtype == torch.float32:
+        return _blocked_attention(q, k, v, rows, columns)
     batch, heads, tokens, _ = q.shape
-    step = heads
-    if not torch.is_grad_enabled() and not torch.compiler.is_exporting():
-        step = max(1, min(heads, BIAS_BYTES // (batch * tokens * tokens * q.element_size())))
-    out = []
-    for head in range(0, heads, step):
-        part = slice(head, head + step)
-        bias = (rows[:, part, :, :, None] + columns[:, part, :, None, :]).flatten(3)  # B m N N
-        out.append(scaled_dot_product_attention(q[:, part], k[:, part], v[:, part], attn_mask=bias))
+    step = max(1, SCORE_BYTES // (batch * tokens * tokens * q.element_size()))
+    parts = [slice(head, head + step) for head in range(0, heads, step)]
+    out = [
+        scaled_dot_product_attention(q[:, p], k[:, p], v[:, p], attn_mask=_bias(rows[:, p], columns[:, p]))
+        for p in parts
+    ]
     return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+
+def _bias(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Scores for key rows (B, M, N, h) and columns (B, M, N, w) -> for keys (B, M, N, N)."""
+    return (rows[..., :, None] + columns[..., None, :]).flatten(3)
+
+
+def _blocked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """The same in float32 on a CPU, where plain products are faster than the fused kernel with its bias.
+
+    A few heads of one window, or a few query rows of one head, at a time: the scores never leave the cache.
+    """
+    batch, heads, tokens, width = q.shape
+    bytes_per_query = tokens * q.element_size()
+    head_step = max(1, min(heads, SCORE_BYTES // (tokens * bytes_per_query)))
+    query_step = max(1, min(tokens, SCORE_BYTES // bytes_per_query))
+    out = torch.empty((batch, tokens, heads, width), dtype=q.dtype, device=q.device)  # as the projection reads it
+    by_head = out.transpose(1, 2)
+    k = k * width**-0.5
+    for b in range(batch):
+        for head in range(0, heads, head_step):
+            part = b, slice(head, head + head_step)
+            keys, values = k[part].transpose(1, 2), v[part]
+            for query in range(0, tokens, query_step):
+                some = (*part, slice(query, query + query_step))
+                scores = (rows[some][..., :, None] + columns[some][..., None, :]).flatten(2)
+                by_head[some] = torch.bmm(scores.baddbmm_(q[some], keys).softmax(dim=-1), values)
+    return by_head

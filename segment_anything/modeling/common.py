@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from segment_anything.modeling.linear import apply_linear
+
 
 class MLPBlock(nn.Module):
     """Two linear layers with an activation between them, back to the width it came from."""
@@ -15,8 +17,7 @@ class MLPBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> (..., C)."""
-        out: torch.Tensor = self.lin2(self.act(self.lin1(x)))
-        return out
+        return apply_linear(self.lin2, apply_linear(self.lin1, x, self.act))
 
 
 class LayerNorm2d(nn.Module):

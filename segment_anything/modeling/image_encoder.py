@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from segment_anything.modeling.attention import relative_attention
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
+from segment_anything.modeling.linear import apply_linear
 
 
 class PatchEmbed(nn.Module):
@@ -72,15 +73,14 @@ class Attention(nn.Module):
         tokens only and the bias is written into the padding, which is the same in exact arithmetic.
         """
         height, width = x.shape[1:3]
-        qkv = self.qkv(x)
+        qkv = apply_linear(self.qkv, x)
         if window_size:
             qkv = self._pad(qkv, (-height) % window_size, (-width) % window_size)
             out = self._attend(window_partition(qkv, window_size))
             out = window_unpartition(out, window_size, (qkv.shape[1], qkv.shape[2]))[:, :height, :width]
         else:
             out = self._attend(qkv)
-        projected: torch.Tensor = self.proj(out)
-        return projected
+        return apply_linear(self.proj, out)
 
     def _pad(self, qkv: torch.Tensor, bottom: int, right: int) -> torch.Tensor:
         if not bottom and not right:

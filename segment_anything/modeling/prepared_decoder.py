@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm
 
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
+from segment_anything.modeling.linear import linear
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 
@@ -230,8 +231,8 @@ class PreparedDecoder:
             self.cells = self.cells + dense_everywhere
             coded, to_image, to_tokens = self.cells + self.code, self.blocks[0].to_image, self.blocks[0].to_tokens
             self.first = (
-                to_image.split(linear(coded, to_image.module.k_proj.weight)).transpose(1, 2),  # M d N
-                to_image.split(linear(self.cells, to_image.module.v_proj.weight)),  # M N d
+                to_image.split(linear(coded, to_image.module.k_proj.weight, None)).transpose(1, 2),  # M d N
+                to_image.split(linear(self.cells, to_image.module.v_proj.weight, None)),  # M N d
                 to_tokens.split(to_tokens.module.q_proj(coded)).transpose(1, 2) * to_tokens.scale,  # M d N
             )
 
@@ -411,7 +412,7 @@ class _Upscaler:
             part = cells[row * width : (row + self.rows) * width]
             x = linear(part, *self.first).view(len(part) * 4, -1)
             x = self.act1(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps))
-            x = self.act2(linear(x, *self.second)).view(len(part) * 16, -1)
+            x = linear(x, *self.second, self.act2).view(len(part) * 16, -1)
             masks = (kernels @ x.T).view(count, -1, width, 2, 2, 2, 2)  # K y x, child y x, grandchild y x
             out[:, row : row + self.rows] = masks.permute(0, 1, 3, 5, 2, 4, 6)
         return out.view(count, 4 * height, 4 * width)

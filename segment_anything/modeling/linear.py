@@ -1,0 +1,54 @@
+"""Linear layers without gradients on an x86 CPU, through oneDNN instead of MKL.
+
+PyTorch hands float32 matrix products to MKL. oneDNN, which is part of PyTorch too, is faster on the sizes of an image
+encoder (1.1 times on an AMD Zen 4, measured in docs/performance.md), and applies the GELU while the product is still in
+the cache. It is called for one layer at a time: no setting of PyTorch is changed.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+
+def apply_linear(layer: nn.Module, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
+    """`activation(layer(x))`."""
+    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+        return linear(x, layer.weight, layer.bias, activation)
+    out: torch.Tensor = layer(x)  # adapted, quantised or watched by somebody
+    return out if activation is None else activation(out)
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module | None = None
+) -> torch.Tensor:
+    """`activation(torch.nn.functional.linear(x, weight, bias))`."""
+    is_gelu = type(activation) is nn.GELU and activation.approximate == "none" and not activation._forward_hooks
+    if not _is_fast(x):
+        out = nn.functional.linear(x, weight, bias)
+    elif is_gelu:
+        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")  # "none": not by tanh
+        activation = None
+    else:
+        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    applied: torch.Tensor = out if activation is None else activation(out)
+    return applied
+
+
+def _is_fast(x: torch.Tensor) -> bool:
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and bool(torch.backends.mkldnn.enabled)
+        and x.numel() > 0
+        and _has_onednn()
+    )
+
+
+@lru_cache(maxsize=1)
+def _has_onednn() -> bool:
+    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return is_x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

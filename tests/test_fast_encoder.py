@@ -1,0 +1,107 @@
+"""The encoder's ways without gradients give what the plain layers give."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from segment_anything.modeling import attention as attention_module
+from segment_anything.modeling import linear as linear_module
+from segment_anything.modeling.attention import relative_attention, relative_scores
+from segment_anything.modeling.common import MLPBlock
+from segment_anything.modeling.image_encoder import Block
+from segment_anything.modeling.linear import apply_linear, linear
+
+
+@pytest.mark.parametrize("score_bytes", [1, 500, 4000, 2**20])
+@pytest.mark.parametrize("size_hw", [(3, 5), (7, 7)])
+@torch.no_grad()
+def test_attention_in_blocks_is_attention(
+    score_bytes: int, size_hw: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "SCORE_BYTES", score_bytes)
+    torch.manual_seed(0)
+    h, w = size_hw
+    q, k, v = torch.randn(2, h * w, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+    tables = torch.randn(2 * h - 1, 6), torch.randn(2 * w - 1, 6)
+    rows, columns = relative_scores(q, size_hw, *tables)
+    bias = (rows[..., :, None] + columns[..., None, :]).flatten(3)
+    expected = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    torch.testing.assert_close(relative_attention(q, k, v, size_hw, *tables), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_block_without_gradients_equals_one_with(window: int) -> None:
+    torch.manual_seed(0)
+    block = Block(16, 2, use_rel_pos=True, rel_pos_zero_init=False, window_size=window, input_size=(5, 7)).eval()
+    x = torch.randn(2, 5, 7, 16)
+    slow = block(x)
+    with torch.no_grad():
+        fast = block(x)
+    assert slow.requires_grad
+    assert not fast.requires_grad
+    torch.testing.assert_close(fast, slow.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 4, 8), (0, 8)])
+@torch.no_grad()
+def test_linear_layers_are_linear_layers(bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 12, bias=bias), torch.randn(shape)
+    torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=1e-5, atol=1e-6)
+    for activation in (nn.GELU(), nn.GELU("tanh"), nn.ReLU()):
+        expected = activation(layer(x))
+        torch.testing.assert_close(apply_linear(layer, x, activation), expected, rtol=1e-5, atol=1e-6)
+        bare = linear(x, layer.weight, layer.bias, activation)
+        torch.testing.assert_close(bare, expected, rtol=1e-5, atol=1e-6)
+
+
+class Doubled(nn.Linear):
+    """A layer of somebody else."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked(layer: nn.Linear) -> nn.Linear:
+    layer.register_forward_hook(lambda module, args, out: 2 * out)
+    return layer
+
+
+@pytest.mark.parametrize("make", [lambda: Doubled(4, 4), lambda: hooked(nn.Linear(4, 4))], ids=["subclass", "hook"])
+@torch.no_grad()
+def test_adapted_layers_are_called_as_they_are(make: Callable[[], nn.Linear]) -> None:
+    layer, x = make(), torch.randn(3, 4)
+    plain = nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(apply_linear(layer, x), 2 * plain)
+    torch.testing.assert_close(apply_linear(layer, x, nn.GELU()), nn.GELU()(2 * plain))
+
+
+def test_gradients_autocast_and_other_types_take_the_plain_way() -> None:
+    block, x = MLPBlock(8, 16), torch.randn(3, 8)
+    block(x).sum().backward()
+    assert block.lin1.weight.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert block(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert block.double()(x.double()).dtype == torch.float64
+
+
+@torch.no_grad()
+def test_without_onednn_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = MLPBlock(8, 16), torch.randn(3, 8)
+    with_onednn = block(x)
+    monkeypatch.setattr(linear_module, "_has_onednn", lambda: False)
+    torch.testing.assert_close(block(x), with_onednn, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_bfloat16_stays_near_float32() -> None:
+    torch.manual_seed(0)
+    block = Block(16, 2, use_rel_pos=True, rel_pos_zero_init=False, window_size=3, input_size=(5, 7)).eval()
+    x = torch.randn(1, 5, 7, 16)
+    exact = block(x)
+    assert (block.bfloat16()(x.bfloat16()).float() - exact).abs().max() < 0.1 * exact.abs().max()
