@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_data
 from toy_shapes import toy_nano
 
 from segment_anything.architectures import assemble
 from segment_anything.datasets import SampleError
 from segment_anything.embedding import ImageEmbedding
 from segment_anything.geometry import ImageGeometry
-from segment_anything.training.embedding_cache import EmbeddingCache
+from segment_anything.training.embedding_cache import EmbeddingCache, Manifest
 from segment_anything.training.files import SaveError
 from segment_anything.training.finetune_options import PRESETS
 from segment_anything.training.memory import estimate_memory
 from segment_anything.training.prepare import checkpoint_blocks, choose_trained, encoder_blocks, set_drop_path
-from segment_anything.training.sources import read_embedding
+from segment_anything.training.sources import read_embedding, read_features
 
 
 def image(seed: int = 0) -> np.ndarray:
@@ -53,8 +54,8 @@ def test_embeddings_are_memory_mapped(tmp_path: Path) -> None:
         features = torch.randn(1, 256, 100, 100)  # 10 MB
         ImageEmbedding(features, ImageGeometry((9, 9), 100), "toy", "w", "i").save(tmp_path / f"{number}.safetensors")
     before = anonymous_bytes()
-    kept = [read_embedding(str(path)) for path in tmp_path.iterdir()]
-    assert sum(float(embedding.features.sum()) for embedding in kept) != 0
+    kept = [read_features(str(path)) for path in tmp_path.iterdir()]
+    assert sum(float(features.sum()) for features in kept) != 0
     assert anonymous_bytes() - before < 4e6
 
 
@@ -70,8 +71,33 @@ def anonymous_bytes() -> float:
 def test_damaged_embedding_is_named_with_the_cure(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"half")
-    with pytest.raises(SampleError, match=r"x.safetensors cannot be read .*; delete it and start again"):
-        read_embedding(str(path))
+    for read in (read_embedding, read_features):
+        with pytest.raises(SampleError, match=r"x.safetensors cannot be read .*; delete it and start again"):
+            read(str(path))
+
+
+def test_a_run_that_goes_on_does_not_read_images_again(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache", toy_nano())
+    picture = tmp_path / "a.png"
+    toy_data.save(picture, image())
+    Manifest(cache).note(picture, cache.ensure(image()), (40, 64))
+    again = Manifest(cache, rank=1)
+    assert again.find(picture) == (cache.path(image()), (40, 64))
+    toy_data.save(picture, image(1))
+    assert again.find(picture) is None
+    toy_data.save(picture, image())
+    cache.path(image()).unlink()
+    assert Manifest(cache).find(picture) is None
+
+
+def test_half_a_line_of_a_killed_process_is_passed_over(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache", toy_nano())
+    picture = tmp_path / "a.png"
+    toy_data.save(picture, image())
+    Manifest(cache).note(picture, cache.ensure(image()), (40, 64))
+    with open(cache.folder / "images-0.jsonl", "a") as file:
+        file.write('{"image": "/so')
+    assert Manifest(cache).find(picture) is not None
 
 
 def test_too_small_a_disk_is_noticed_at_once(tmp_path: Path) -> None:

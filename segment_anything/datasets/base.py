@@ -81,9 +81,21 @@ class Sample:
         """
         try:
             image = read_image(self.image_path)
-            masks, labels = self.objects.read((image.shape[0], image.shape[1]))
         except ImageReadError as error:
             raise SampleError(f"{self.name}: {error}") from error
+        except FileNotFoundError as error:
+            raise SampleError(f"{self.name}: {error.filename} is missing.") from error
+        masks, labels = self.read_objects((image.shape[0], image.shape[1]), class_count)
+        return SegmentationSample(image, masks, labels, self.name)
+
+    def read_objects(self, size_hw: tuple[int, int], class_count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Masks (N, H, W) and classes (N,) as `read` gives them, for an image whose size is known.
+
+        Raises:
+            SampleError: as `read`.
+        """
+        try:
+            masks, labels = self.objects.read(size_hw)
         except FileNotFoundError as error:
             raise SampleError(f"{self.name}: {error.filename} is missing.") from error
         except SampleError as error:
@@ -95,7 +107,7 @@ class Sample:
                 f"(0 to {class_count - 1})."
             )
         present = masks.any(axis=(1, 2))
-        return SegmentationSample(image, masks[present], labels[present], self.name)
+        return masks[present], labels[present]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from segment_anything.training.prepare import model_seed
 from segment_anything.training.pretrain_options import DistillOptions
 from segment_anything.training.report import PLOT, plot_if_possible
 from segment_anything.training.sam_task import Precision
-from segment_anything.training.sources import View, read_embedding
+from segment_anything.training.sources import View, read_features
 from segment_anything.training.task import Learned
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -69,7 +69,7 @@ class Lessons:
         view = self.views[index][(epoch + index) % len(self.views[index])]
         image = view_of_photo(read_photo(self.paths[view.index]), view, self.augmentation, self.seed)
         resized = ResizeLongestSide(self.image_size).apply_image(image)
-        return Lesson(self.name(index), as_tensor(resized), read_embedding(view.path).features)
+        return Lesson(self.name(index), as_tensor(resized), read_features(view.path))
 
 
 def view_of_photo(image: np.ndarray, view: View, augmentation: AugmentOptions, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ it stopped, and several runs (and processes) may share a folder. A changed image
 a stale embedding is never used.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -81,3 +82,47 @@ class EmbeddingCache:
                 f"{self.folder}: the embeddings of {images} images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
                 "free. Choose another disk with --cache, or use --cache-half, --views 1 or --max-images."
             )
+
+
+class Manifest:
+    """Which image file has which embedding, so that a run that goes on need not read every image to find out.
+
+    One JSON line an image, appended when its embedding is there; a file that was touched since is not trusted. Each
+    process writes a file of its own.
+    """
+
+    def __init__(self, cache: EmbeddingCache, rank: int = 0) -> None:
+        self._cache = cache
+        self._file = cache.folder / f"images-{rank}.jsonl"
+        self._known: dict[tuple[str, int, int], tuple[str, tuple[int, int]]] = {}
+        for file in sorted(cache.folder.glob("images-*.jsonl")):
+            for line in file.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                    key = (entry["image"], entry["mtime_ns"], entry["bytes"])
+                    self._known[key] = (entry["embedding"], (entry["height"], entry["width"]))
+                except (ValueError, KeyError):  # the last line of a killed process
+                    continue
+
+    def find(self, image_path: Path) -> tuple[Path, tuple[int, int]] | None:
+        """Embedding file and size (H, W) of an image file, if both are known and there."""
+        found = self._known.get(_key(image_path))
+        if found is None:
+            return None
+        path = self._cache.folder / found[0]
+        return (path, found[1]) if path.is_file() else None
+
+    def note(self, image_path: Path, embedding: Path, size_hw: tuple[int, int]) -> None:
+        """Remember an embedding that was made of an image file as it is."""
+        key, name = _key(image_path), str(embedding.relative_to(self._cache.folder))
+        if key in self._known:
+            return
+        self._known[key] = (name, size_hw)
+        entry = {"image": key[0], "mtime_ns": key[1], "bytes": key[2], "embedding": name}
+        with open(self._file, "a") as file:
+            file.write(json.dumps({**entry, "height": size_hw[0], "width": size_hw[1]}) + "\n")
+
+
+def _key(image_path: Path) -> tuple[str, int, int]:
+    status = image_path.stat()
+    return str(image_path.resolve()), status.st_mtime_ns, status.st_size

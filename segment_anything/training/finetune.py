@@ -59,7 +59,11 @@ class FinetuneResult:
 
 
 def finetune(
-    sam: Sam, data: DataOptions, out: Path, options: FinetuneOptions | None = None, loop: LoopOptions | None = None
+    sam: Sam,
+    data: DataOptions,
+    out: str | Path,
+    options: FinetuneOptions | None = None,
+    loop: LoopOptions | None = None,
 ) -> FinetuneResult:
     """Fine-tune a model on images with masks; the folder `out` gets checkpoints, plot, CSV and summary.
 
@@ -76,6 +80,7 @@ def finetune(
         TrainingError: if the loss is no longer a number, or `out` holds another run.
         SaveError: if a file cannot be written; what was there before is unharmed.
     """
+    out = Path(out)
     options, loop = (options or FinetuneOptions()).filled(loop or LoopOptions(), _memory_gb(sam.device))
     with join_workers(sam.device) as workers:
         if sam.dtype != torch.float32:

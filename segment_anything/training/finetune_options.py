@@ -77,6 +77,15 @@ class DataOptions:
     max_valid_images: int | None = 200
     """Validate on at most this many images, evenly spaced by name."""
 
+    def __post_init__(self) -> None:
+        for name in ("data", "valid_data"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("max_images", "max_valid_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:

@@ -19,7 +19,7 @@ from segment_anything.modeling.lora import add_lora
 from segment_anything.modeling.mae import load_mae_weights
 from segment_anything.training.augment import AugmentOptions, augment
 from segment_anything.training.distributed import Workers
-from segment_anything.training.embedding_cache import EmbeddingCache
+from segment_anything.training.embedding_cache import EmbeddingCache, Manifest
 from segment_anything.training.sources import View
 
 
@@ -103,11 +103,12 @@ def embed_views(
         SaveError: if the disk is full.
     """
     cache.check_space(len(dataset) * views)
+    manifest = Manifest(cache, workers.rank)
     mine: dict[int, tuple[View, ...]] = {}
     bar = tqdm(total=len(dataset), unit="image", desc="embedding", disable=not (progress and workers.first))
     for index in range(workers.rank, len(dataset), workers.count):
         try:
-            mine[index] = _embed_sample(dataset, index, cache, views, augmentation, seed)
+            mine[index] = _embed_sample(dataset, index, cache, manifest, views, augmentation, seed)
         except SampleError as error:
             skipped.add(dataset.samples[index].name, str(error))
         bar.update(workers.count)
@@ -118,8 +119,19 @@ def embed_views(
 
 
 def _embed_sample(
-    dataset: Dataset, index: int, cache: EmbeddingCache, views: int, augmentation: AugmentOptions, seed: int
+    dataset: Dataset,
+    index: int,
+    cache: EmbeddingCache,
+    manifest: Manifest,
+    views: int,
+    augmentation: AugmentOptions,
+    seed: int,
 ) -> tuple[View, ...]:
+    source = dataset.samples[index]
+    known = manifest.find(source.image_path) if views == 1 else None
+    if known is not None:
+        source.read_objects(known[1], len(dataset.classes))  # raises if the masks cannot be used
+        return (View(index, 0, known[1], str(known[0])),)
     sample = dataset[index]
     size_hw = (sample.image.shape[0], sample.image.shape[1])
     found = []
@@ -127,6 +139,7 @@ def _embed_sample(
         view = View(index, number, size_hw)
         shown = augment(sample, augmentation, view.generator(seed)) if number else sample
         found.append(replace(view, path=str(cache.ensure(shown.image))))
+    manifest.note(source.image_path, Path(found[0].path), size_hw)
     return tuple(found)
 
 

@@ -37,6 +37,8 @@ ROUNDS = 11
 PROMPTS = ("points", "boxes", "both")
 BOX_NOISE = 0.1
 BOX_NOISE_PX_AT_1024 = 20.0
+AT_ONCE = {"cpu": 8, "cuda": 64}
+"""Objects decoded together. On a CPU 16 take a fifth longer for each than 8, which leave the caches less often."""
 SINGLE_WEIGHT = {"point": (1.0, 0.3), "box": (0.5, 1.0)}
 """Weights of the best of three masks and of the single mask after the first prompt, unless `paper_only`."""
 
@@ -101,8 +103,9 @@ def train_on_image(
     """
     boxed = draw_kinds(len(targets), prompts, generator)
     for kind, chosen in (("point", ~boxed), ("box", boxed)):
-        index = chosen.nonzero()[:, 0]
-        if len(index):
+        for index in chosen.nonzero()[:, 0].split(AT_ONCE.get(features.device.type, AT_ONCE["cuda"])):
+            if not len(index):
+                continue
             game = _Game(prompt_encoder, mask_decoder, features, targets.take(index), generator, paper_only)
             for result in game.play(kind, plan_rounds(rounds, generator)):
                 yield index, result

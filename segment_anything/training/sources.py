@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from segment_anything.datasets import Dataset, SampleError
 from segment_anything.embedding import ImageEmbedding
@@ -113,14 +114,12 @@ class EmbeddingSource:
         place = (self.seed, epoch, index)
         view = self.views[index][(epoch + index) % len(self.views[index])]
         sample = self.dataset.samples[view.index]
-        masks, labels = sample.objects.read(view.size_hw)
-        present = masks.any(axis=(1, 2))
-        masks, labels = masks[present], labels[present]
+        masks, labels = sample.read_objects(view.size_hw, len(self.dataset.classes))
         if view.number:
             _, masks, labels = augment_masks(masks, labels, self.augmentation, view.generator(self.seed))
         return TrainingItem(
             name=sample.name,
-            image=read_embedding(view.path).features.float(),
+            image=read_features(view.path),
             targets=self.frame.targets(masks, labels, self.objects, place),
             seed=prompt_seed(*place),
         )
@@ -138,6 +137,22 @@ def read_embedding(path: str) -> ImageEmbedding:
         raise SampleError(
             f"the cached embedding {path} cannot be read ({error}); delete it and start again."
         ) from error
+
+
+def read_features(path: str) -> torch.Tensor:
+    """The features (1, C, g, g) of an embedding of the cache, memory-mapped: pages that are not looked at stay on disk.
+
+    Raises:
+        SampleError: as `read_embedding`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            features: torch.Tensor = file.get_tensor("features")
+    except (OSError, SafetensorError) as error:
+        raise SampleError(
+            f"the cached embedding {path} cannot be read ({error}); delete it and start again."
+        ) from error
+    return features.float()
 
 
 def prompt_seed(*place: int) -> int:
