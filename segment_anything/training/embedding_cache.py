@@ -7,6 +7,7 @@ a stale embedding is never used.
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ class EmbeddingCache:
         self.folder = folder / kind
         self._sam = sam
         self._half = half
+        self._lock = threading.Lock()
 
     def path(self, image: np.ndarray) -> Path:
         """Where the embedding of an image (H, W, 3) uint8 is, or will be."""
@@ -49,6 +51,11 @@ class EmbeddingCache:
             SaveError: if it cannot be written.
         """
         path = self.path(image)
+        with self._lock:
+            self._compute(image, path)
+        return path
+
+    def _compute(self, image: np.ndarray, path: Path) -> None:
         if not path.is_file():
             with torch.inference_mode():
                 embedding = self._sam.encode(image)
@@ -60,7 +67,6 @@ class EmbeddingCache:
                     f"{path} could not be written ({error}). Free some space, or use --cache-half; what is there is "
                     "kept."
                 ) from error
-        return path
 
     def bytes_needed(self, images: int) -> int:
         """Disk space of the embeddings of so many images."""

@@ -134,9 +134,12 @@ def read_embedding(path: str) -> ImageEmbedding:
     try:
         return ImageEmbedding.load(path)
     except (OSError, ValueError) as error:
-        raise SampleError(
-            f"the cached embedding {path} cannot be read ({error}); delete it and start again."
-        ) from error
+        raise damaged_embedding(path, error) from error
+
+
+def damaged_embedding(path: str, error: Exception) -> SampleError:
+    """What to say and do about an embedding that cannot be read."""
+    return SampleError(f"the cached embedding {path} cannot be read ({error}); delete it and start again.")
 
 
 def read_features(path: str) -> torch.Tensor:
@@ -149,9 +152,7 @@ def read_features(path: str) -> torch.Tensor:
         with safe_open(path, framework="pt") as file:
             features: torch.Tensor = file.get_tensor("features")
     except (OSError, SafetensorError) as error:
-        raise SampleError(
-            f"the cached embedding {path} cannot be read ({error}); delete it and start again."
-        ) from error
+        raise damaged_embedding(path, error) from error
     return features.float()
 
 
