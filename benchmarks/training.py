@@ -37,24 +37,30 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
     import torch
 
     from segment_anything.build_sam import load_sam
+    from segment_anything.datasets import Dataset
+    from segment_anything.training.augment import NO_AUGMENTATION
     from segment_anything.training.finetune_options import FinetuneOptions
     from segment_anything.training.memory import estimate_memory
     from segment_anything.training.options import LoopOptions
     from segment_anything.training.prepare import choose_trained
     from segment_anything.training.sam_task import SamTask, Trainee
     from segment_anything.training.sources import EmbeddingSource, Frame, ImageSource, TrainingItem
+    from segment_anything.training.validation import Validation
 
     sam = load_sam(name, checkpoint="random", device="cpu")
     choose_trained(sam, train, 8)
     options, _ = FinetuneOptions(
         preset="cpu", train=train, rounds=3, objects=OBJECTS, precision=precision, checkpointing=False
     ).filled(LoopOptions(), None)
-    kind = EmbeddingSource if train == "decoder" else ImageSource
-    task = SamTask(Trainee(sam, None), kind.__new__(kind), None, options, {})  # type: ignore[arg-type]  # not asked
+    frame, empty = Frame(sam.image_size, sam.mask_input_size), Dataset(Path(), "none", ())
+    source: EmbeddingSource | ImageSource = ImageSource(empty, frame, NO_AUGMENTATION, OBJECTS, 0)
+    if train == "decoder":
+        source = EmbeddingSource(empty, (), frame, NO_AUGMENTATION, OBJECTS, 0)
+    task = SamTask(Trainee(sam, None), source, Validation(empty, frame), options, {})
     masks = np.zeros((OBJECTS, *SIZE_HW), dtype=bool)
     for number, mask in enumerate(masks):
         mask[20 * number : 20 * number + 90, 10 * number : 10 * number + 120] = True
-    targets = Frame(sam.image_size, sam.mask_input_size).targets(masks, np.zeros(OBJECTS), OBJECTS, (0,))
+    targets = frame.targets(masks, np.zeros(OBJECTS), OBJECTS, (0,))
     cells = sam.prompt_encoder.image_embedding_size
     image = torch.randn(1, sam.prompt_encoder.embed_dim, *cells)
     if train != "decoder":

@@ -45,7 +45,7 @@ PRESETS = {
     "cpu": Preset(
         memory_gb=8,
         train="decoder",
-        batch_size=2,
+        batch_size=1,
         accumulate=1,
         objects=8,
         rounds=4,
