@@ -129,8 +129,8 @@ def prompt_answers(predictor: SamPredictor, given: Mapping[str, Array]) -> Value
 def prompt_encoder_answers(predictor: SamPredictor, given: Mapping[str, Array]) -> Values:
     """What the prompt encoder alone makes of the three points, and the position code of the grid.
 
-    This one entry was made from points scaled by the plain ratio of the longest sides; everywhere else each axis has its
-    own scale, that of the rounded size.
+    This one entry was made from points scaled by the plain ratio of the longest sides; everywhere else each axis has
+    its own scale, that of the rounded size.
     """
     sam = predictor.model
     coords = given["points"] * (sam.image_size / max(predictor.original_size or ()))
