@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
+from segment_anything.modeling.fuse import apply_conv_norm
 from segment_anything.modeling.mask_decoder import MaskDecoder
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
@@ -28,6 +29,13 @@ class ConvNorm(nn.Sequential):
             nn.BatchNorm2d(outputs),
         )
 
+    def forward(self, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), `activation` applied to it."""
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        return apply_conv_norm(conv, norm, x, activation)
+
 
 class ConvBlock(nn.Module):
     """Depthwise 3 x 3 convolution, then widen and narrow by 1 x 1 convolutions, with a residual."""
@@ -41,7 +49,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        y: torch.Tensor = self.narrow(self.act(self.widen(self.depthwise(x))))
+        y: torch.Tensor = self.narrow(self.widen(self.depthwise(x), self.act))
         return x + y
 
 
@@ -117,6 +125,8 @@ class NanoEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised input, H and W multiples of 32 -> (B, out_chans, H / 8, W / 8)."""
+        if not torch.is_grad_enabled():  # 1 x 1 convolutions are linear layers then (`apply_conv_norm`)
+            x = x.contiguous(memory_format=torch.channels_last)
         fine = self.stages[0](self.stem(x))
         levels = [fine]
         for down, stage in zip(self.downs, self.stages[1:], strict=True):
@@ -125,7 +135,7 @@ class NanoEncoder(nn.Module):
         middle = self.laterals[1](levels[2]) + nn.functional.interpolate(top, scale_factor=2.0, mode="nearest")
         low = self.laterals[0](levels[1]) + nn.functional.interpolate(middle, scale_factor=2.0, mode="nearest")
         embedding: torch.Tensor = self.norm(self.merge(low + self.fine(fine)))
-        return embedding
+        return embedding.contiguous()
 
 
 class MixBlock(nn.Module):

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.fuse import apply_conv_norm
+from segment_anything.modeling.linear import apply_linear
 
+GELU = nn.GELU()
 STRIDE = 16
 """Input pixels per embedding cell: 4 in the stem, 2 in each of the first two merges, 1 in the last."""
 
@@ -34,6 +37,10 @@ class ConvNorm(nn.Sequential):
                 bn=nn.BatchNorm2d(out_chans),
             )
         )
+
+    def forward(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), `activation` applied to it."""
+        return apply_conv_norm(self.c, self.bn, x, activation)
 
 
 class PatchEmbed(nn.Module):
@@ -64,8 +71,8 @@ class MBConv(nn.Module):
         nn.init.zeros_(self.conv3.bn.weight)  # starts as the identity, as in the paper's training code
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.conv1(x))
-        y = F.gelu(self.conv2(y))
+        y = self.conv1(x, GELU)
+        y = self.conv2(y, GELU)
         return F.gelu(x + self.conv3(y))
 
 
@@ -79,8 +86,8 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(out_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.conv1(x))
-        x = F.gelu(self.conv2(x))
+        x = self.conv1(x, GELU)
+        x = self.conv2(x, GELU)
         merged: Tensor = self.conv3(x)
         return merged
 
@@ -106,12 +113,13 @@ class Attention(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """(B', N, C) -> (B', N, C), where B' counts windows."""
         count, tokens, _ = windows.shape
-        qkv = self.qkv(self.norm(windows)).view(count, tokens, self.num_heads, 3, -1)  # a head's q, k, v lie together
+        qkv = apply_linear(self.qkv, self.norm(windows)).view(
+            count, tokens, self.num_heads, 3, -1
+        )  # a head's q, k, v lie together
         q, k, v = qkv.permute(3, 0, 2, 1, 4)  # each (B', A, N, D)
         bias = self.attention_biases[:, self.distance_index].unsqueeze(0).to(q.dtype)  # (1, A, N, N)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        mixed: Tensor = self.proj(x.transpose(1, 2).flatten(2))
-        return mixed
+        return apply_linear(self.proj, x.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -124,8 +132,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
-        return mixed
+        return apply_linear(self.fc2, apply_linear(self.fc1, self.norm(x), GELU))
 
 
 class TinyViTBlock(nn.Module):
