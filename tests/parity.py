@@ -191,7 +191,7 @@ def automatic_masks(sam: Sam, image: Array, run: str) -> Values:
 def matched(ours: Values, expected: Mapping[str, Array], run: str) -> list[int]:
     """For each expected record the place of ours from the same click and crop, with the closest predicted IoU.
 
-    Scores closer than rounding may change places; `rank_gap` tells whether only those did.
+    Scores closer than rounding may change places.
     """
     free = set(range(len(ours[f"{run}.iou"])))
     order = []
