@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -81,7 +82,7 @@ class Options:
     seed: int = 0
     """Of weights, crops and clicks."""
     init: str = ""
-    """Checkpoint of another run to take weights from where names and shapes agree."""
+    """Checkpoint of another run, or published weights, to start from where names and shapes agree."""
     workers: int = 1
     """Processes that cut crops."""
     device: str = "auto"
@@ -312,7 +313,7 @@ def _seed_worker(worker: int) -> None:
 
 
 def main(options: Options) -> None:
-    """Train until the last step, the time limit, or a signal."""
+    """Train until the last step or the time limit; a killed run goes on from its last checkpoint."""
     started = time.time()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -321,13 +322,15 @@ def main(options: Options) -> None:
     if not cache.with_suffix(".pkl").is_file():
         pack(Path(options.data), cache)
     packed = Packed(cache)
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() else "cpu" if options.device == "auto" else options.device
-    )
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(found if options.device == "auto" else options.device)
     torch.manual_seed(options.seed)
     model = Nano(256).to(device, memory_format=torch.channels_last)
     if options.init:
-        start = torch.load(options.init, map_location=device, weights_only=True)["weights"]
+        if options.init.endswith(".safetensors"):  # a published file
+            start = {name: value.float() for name, value in load_file(options.init).items()}
+        else:
+            start = torch.load(options.init, map_location=device, weights_only=True)["weights"]
         missing = model.load_state_dict(start, strict=False).missing_keys
         print(f"weights from {options.init}; {len(missing)} entries are new", flush=True)
     master = Master(model, options, half=True)

@@ -180,9 +180,9 @@ class Crops(torch.utils.data.IterableDataset):
         left = self._offset(rng, x, w, crop_w, item.width)
         top = self._offset(rng, y, h, crop_h, item.height)
         region = (left, top, min(left + crop_w, item.width), min(top + crop_h, item.height))
-        target = (
-            max(1, round((region[2] - left) / crop_w * size)),
-            max(1, round((region[3] - top) / crop_h * size)),
+        target = (  # even, so that a cell of the masks, two pixels, never straddles the border of the picture
+            max(2, 2 * round((region[2] - left) / crop_w * size / 2)),
+            max(2, 2 * round((region[3] - top) / crop_h * size / 2)),
         )
         image = np.zeros((size, size, 3), np.uint8)
         resized = Image.fromarray(self.packed.image(item)).resize(target, Image.Resampling.BILINEAR, box=region)
