@@ -21,7 +21,7 @@ ROWS = [
     (
         "whole image",
         "automatic_mask_generator _amg_values _amg_selection _amg_fast _amg_filters grounding export onnx fastsam "
-        "interchange",
+        "interchange _transformers_layout",
     ),
     ("learn, measure", "training evaluation"),
     ("engines", "data_engine batch"),
@@ -32,7 +32,7 @@ ROWS = [
 
 CONFINED = {
     "onnxruntime": ("_onnxruntime",),
-    "safetensors": ("_weight_file", "_embedding_file", "checkpoints", "interchange", "training"),
+    "safetensors": ("_weight_file", "_embedding_file", "checkpoints", "interchange _transformers_layout", "training"),
     "onnx": ("export", "onnx", "utils.onnx"),
     "onnxscript": ("export", "onnx", "utils.onnx"),
     "transformers": ("text", "detectors", "grounding"),
