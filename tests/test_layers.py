@@ -32,7 +32,7 @@ ROWS = [
 
 CONFINED = {
     "onnxruntime": ("_onnxruntime",),
-    "safetensors": ("_weight_file", "_embedding_file", "checkpoints", "interchange _transformers_layout", "training"),
+    "safetensors": ("_weight_file", "_embedding_file", "checkpoints", "interchange", "training"),
     "onnx": ("export", "onnx", "utils.onnx"),
     "onnxscript": ("export", "onnx", "utils.onnx"),
     "transformers": ("text", "detectors", "grounding"),
