@@ -79,4 +79,5 @@ def write(model: Any, path: Path, metadata: dict[str, str], external_data_mb: fl
     data = path.with_name(f"{path.name}.data")
     data.unlink(missing_ok=True)  # the library would append
     onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=LEAST_VALUES)
+    data.chmod(path.stat().st_mode)  # the library lets nobody else read it
     return [path, data]
