@@ -34,7 +34,8 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Ten
     assert norm.running_var is not None
     factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
     bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
-    return conv.weight * factor[:, None, None, None], norm.bias + bias * factor
+    weight, dtype = conv.weight * factor[:, None, None, None], conv.weight.dtype
+    return weight.to(dtype), (norm.bias + bias * factor).to(dtype)  # the norm may be kept in a wider type
 
 
 def _can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
