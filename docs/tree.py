@@ -1,7 +1,7 @@
 """Write the tree of the README: every module with the first line of its docstring.
 
-    python docs/tree.py            print it
-    python docs/tree.py --write    put it into README.md
+python docs/tree.py            print it
+python docs/tree.py --write    put it into README.md
 """
 
 import ast

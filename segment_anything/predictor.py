@@ -13,8 +13,8 @@ import torch
 from segment_anything.embedding import ImageEmbedding
 from segment_anything.geometry import ImageGeometry
 from segment_anything.images import check_image_array
-from segment_anything.modeling.prompt_tensors import check_values, paired
 from segment_anything.modeling.decoded import Decoded
+from segment_anything.modeling.prompt_tensors import check_values, paired
 from segment_anything.modeling.sam import Sam
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.utils.transforms import ResizeLongestSide

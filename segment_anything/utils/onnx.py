@@ -140,6 +140,6 @@ def _sides(size_hw: torch.Tensor, most: int = 2**16) -> Any:
         return size_hw[0], size_hw[1]
     sides = [side.item() for side in size_hw.unbind()]
     for side in sides:
-        torch._check(side >= 1)  # type: ignore[no-untyped-call]
-        torch._check(side <= most)  # type: ignore[no-untyped-call]
+        torch._check(side >= 1)
+        torch._check(side <= most)
     return sides
