@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from segment_anything import _amg_fast
-from segment_anything._amg_fast import PackedMask, _Grid, _make_axis, measure_tiled
+from segment_anything import _tiles
+from segment_anything._amg_fast import PackedMask, measure_tiled
 from segment_anything._amg_filters import filter_proposals, measure_plain
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_values import Candidates, Proposals
+from segment_anything._tiles import TileGrid, _make_axis
 from segment_anything.geometry import ImageGeometry
 from segment_anything.masks import decode_rle, mask_to_box, rle_area
 from segment_anything.modeling import Decoded
@@ -139,19 +140,19 @@ def test_a_run_over_the_foot_of_a_column_goes_on() -> None:
 def test_a_few_tiles_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = proposals(blobs(9, 32), ImageGeometry((150, 200), 128))
     together = both(batch, KEEP_ALL)[1][0]
-    monkeypatch.setattr(_amg_fast, "TILES_AT_ONCE", 5)
+    monkeypatch.setattr(_tiles, "TILES_AT_ONCE", 5)
     assert_same(both(batch, KEEP_ALL)[1][0], together)
 
 
 def test_only_tiles_along_outlines_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
-    values = _Grid.values
+    values = TileGrid.values
 
-    def counting(grid: _Grid, logits: np.ndarray, mask: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def counting(grid: TileGrid, logits: np.ndarray, mask: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         computed.append(len(mask))
         return values(grid, logits, mask, y, x)
 
-    monkeypatch.setattr(_Grid, "values", counting)
+    monkeypatch.setattr(TileGrid, "values", counting)
     y, x = np.mgrid[:64, :64]
     disc = torch.from_numpy((14 - np.hypot(x - 32, y - 32)).astype(np.float32))[None]
     both(proposals(disc, ImageGeometry((1024, 1024), 256)), KEEP_ALL)
@@ -206,3 +207,15 @@ def test_a_packed_mask_is_an_rle_like_any_other() -> None:
     x0, y0, x1, y1 = mask_to_box(mask).tolist()
     assert found.boxes_xyxy.tolist() == [[x0, y0, x1 - 1, y1 - 1]]
     assert rle_area(found.rles[0]) == mask.sum() > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_decoded_masks_are_the_logits_above_the_threshold(size: tuple[int, int, int, int]) -> None:
+    height, width, side, low = size
+    logits = blobs(6, low).reshape(3, 2, low, low)
+    decoded = Decoded(logits, torch.zeros(3, 2), ImageGeometry((height, width), side))
+    for threshold in (0.0, 2.5):
+        masks = decoded.masks(threshold)
+        assert masks.dtype == torch.bool
+        assert torch.equal(masks, decoded.logits() > threshold)
+    assert Decoded(logits[:0], torch.zeros(0, 2), decoded.geometry).masks().shape == (0, 2, height, width)

@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 ROWS = [
     ("geometry", "masks geometry images utils.transforms _optional _onnxruntime _download _weight_file _namesakes"),
-    ("values", "prompts embedding _embedding_file records record_formats label_map utils.amg _amg_options _amg_clicks"),
+    (
+        "values",
+        "_tiles prompts embedding _embedding_file records record_formats label_map utils.amg _amg_options _amg_clicks",
+    ),
     ("network", "modeling"),
     ("construct", "architectures build_sam checkpoints utils.onnx _recognise"),
     ("one image", "predictor simulate visualize detectors text datasets _drawing"),

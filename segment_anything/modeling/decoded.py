@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import interpolate
 
+from segment_anything._tiles import full_size_masks
 from segment_anything.geometry import ImageGeometry
 
 
@@ -31,7 +32,11 @@ class Decoded:
 
     def masks(self, threshold: float = 0.0) -> torch.Tensor:
         """(N, C, H, W) bool in original pixels."""
-        return self.logits() > threshold
+        logits = self.low_res_logits
+        if logits.device.type != "cpu" or logits.numel() == 0:
+            return self.logits() > threshold
+        masks = full_size_masks(logits.detach().float().flatten(0, 1).numpy(), self.geometry, threshold)
+        return torch.from_numpy(masks).view(*logits.shape[:2], *masks.shape[1:])
 
     def best(self) -> "Decoded":
         """Of each object's masks the one with the highest predicted IoU: C = 1."""

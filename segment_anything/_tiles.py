@@ -1,0 +1,192 @@
+"""Masks at full size by tiles along their outlines, without the logits at full size.
+
+Upsampling by two bilinear steps (to the input square, cropped, then to the original) is linear in each axis, and every
+pixel is an average of a few low-resolution logits around it. So the image is cut into tiles: where all logits that a
+tile is made from lie on one side of a threshold, so do all its pixels, and nothing is computed. The other tiles, along
+the outlines, are two small matrix products each, thresholded, and kept as one bit a pixel. Knows numpy alone.
+
+Letters: n masks, L their low-resolution side, t tiles, S logits that a tile is made from along an axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from segment_anything.geometry import ImageGeometry
+
+TILE_HW = (32, 64)
+"""Rows and columns of a tile. A row of bits is one 64-bit word."""
+TILES_AT_ONCE = 256
+"""Tiles computed together: 2 MiB of float32, so that their thresholds are counted while they are in the cache."""
+MARGIN = 1e-5
+"""Logits this close to a threshold, as a share of their size, are computed rather than judged by their neighbours."""
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """How the pixels along one axis come from low-resolution logits, tile by tile."""
+
+    first: Ints
+    """(t,) the first logit of each tile."""
+    weights: Floats
+    """(t, pixels of a tile, S): rows sum to 1; rows outside the image are 0."""
+    lengths: Ints
+    """(t,) pixels of each tile inside the image."""
+
+    @property
+    def reach(self) -> int:
+        return int(self.weights.shape[2])
+
+    @property
+    def size(self) -> int:
+        """Pixels along the axis."""
+        return int(self.lengths.sum())
+
+
+def _bilinear(inside: int, out: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """Where each of `out` pixels lies between `inside` ones: left neighbours (out, 2) and weights (out, 2).
+
+    In float32, as torch computes it (no corner alignment).
+    """
+    scale = np.float32(inside) / np.float32(out)
+    at = np.maximum(scale * (np.arange(out, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), np.float32(0))
+    left = np.minimum(at.astype(np.int64), inside - 1)
+    right = np.minimum(left + 1, inside - 1)
+    share = (at - left.astype(np.float32)).astype(np.float64)
+    return np.stack([left, right], axis=1), np.stack([1 - share, share], axis=1)
+
+
+def _make_axis(low: int, side: int, inside: int, out: int, tile: int) -> Axis:
+    """`low` logits -> `side` pixels of the square input, of which the first `inside` -> `out` pixels."""
+    near, near_share = _bilinear(inside, out)  # (out, 2)
+    coarse, coarse_share = _bilinear(low, side)  # (side, 2)
+    used = coarse[near].reshape(out, 4)
+    share = (coarse_share[near] * near_share[:, :, None]).reshape(out, 4)
+    starts = np.arange(0, out, tile)
+    lowest = np.minimum.reduceat(used.min(axis=1), starts)
+    reach = int((np.maximum.reduceat(used.max(axis=1), starts) - lowest).max()) + 1
+    first = np.minimum(lowest, low - reach)
+    weights = np.zeros((len(starts), tile, reach))  # float64, rounded once at the end
+    pixel = np.repeat(np.arange(out), 4)
+    np.add.at(weights, (pixel // tile, pixel % tile, used.ravel() - first[pixel // tile]), share.ravel())
+    lengths = np.diff(np.append(starts, out))
+    return Axis(first, weights.astype(np.float32), lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class TileGrid:
+    """The tiles of an image."""
+
+    y: Axis
+    x: Axis
+    x_weights: Floats
+    """(t, S, 64): those of `x`, transposed in memory."""
+    inside: Words
+    """(t, 32) the bits of each tile, row by row of tiles, that lie inside the image."""
+
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def of(geometry: ImageGeometry, low: int) -> TileGrid:
+        axes = [
+            _make_axis(low, geometry.image_size, inside, out, tile)
+            for inside, out, tile in zip(geometry.input_size_hw, geometry.original_size_hw, TILE_HW, strict=True)
+        ]
+        rows = np.arange(TILE_HW[0]) < axes[0].lengths[:, None]  # (tiles down, 32)
+        columns = np.packbits(np.arange(TILE_HW[1]) < axes[1].lengths[:, None], axis=1, bitorder="little")
+        words = columns.view(np.uint64)[:, 0]  # (tiles across,)
+        inside = np.where(rows[:, None, :], words[None, :, None], np.uint64(0)).reshape(-1, TILE_HW[0])
+        return TileGrid(axes[0], axes[1], np.ascontiguousarray(axes[1].weights.swapaxes(1, 2)), inside)
+
+    @property
+    def areas(self) -> Ints:
+        """(tiles down, tiles across) pixels of each tile."""
+        return self.y.lengths[:, None] * self.x.lengths[None, :]
+
+    def extremes(self, logits: Floats) -> tuple[Floats, Floats]:
+        """The least and the greatest logit that each tile of each mask is made from: (n, L, L) -> (n, down, across)."""
+        least, greatest = (
+            _reduced(_reduced(logits, self.y, reduce).swapaxes(1, 2), self.x, reduce).swapaxes(1, 2)
+            for reduce in (np.minimum.reduce, np.maximum.reduce)
+        )
+        return least, greatest
+
+    def values(self, logits: Floats, mask: Ints, tile_y: Ints, tile_x: Ints) -> Floats:
+        """Pixels (t, 32, 64) of tiles of the masks (n, L, L) that `mask` (t,) names."""
+        patches = sliding_window_view(logits, (self.y.reach, self.x.reach), axis=(1, 2))
+        across = patches[mask, self.y.first[tile_y], self.x.first[tile_x]] @ self.x_weights.take(tile_x, axis=0)
+        return np.asarray(self.y.weights.take(tile_y, axis=0) @ across, dtype=np.float32)
+
+    def rows(self, kinds: npt.NDArray[np.uint8], bits: Words) -> Words:
+        """(H, words) the pixels of one mask as bits, bit j of word i for column 64 i + j; see `MeasuredTiles`."""
+        tiles = np.where(kinds.reshape(-1, 1) == 1, self.inside, np.uint64(0))
+        tiles[kinds.ravel() == 2] = bits
+        down, across = kinds.shape
+        rows = tiles.reshape(down, across, TILE_HW[0]).swapaxes(1, 2).reshape(-1, across)
+        return np.ascontiguousarray(rows[: self.y.size])
+
+
+def _reduced(values: Floats, axis: Axis, reduce: Any) -> Floats:
+    """(n, L, c) -> (n, tiles, c): least or greatest of the logits that each tile is made from."""
+    by_logit = np.ascontiguousarray(values.swapaxes(0, 1))  # one reduction along the first axis is many lanes wide
+    return np.stack([reduce(by_logit[start : start + axis.reach], axis=0) for start in axis.first], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTiles:
+    """What is known of n masks."""
+
+    strict: Ints
+    """(n,) pixels above the raised threshold, and so on for the lowered one and the threshold itself."""
+    loose: Ints
+    areas: Ints
+    kinds: npt.NDArray[np.uint8]
+    """(n, tiles down, tiles across), 0 empty, 1 full, 2 bits."""
+    bits: Words
+    """(k, 32) of all tiles of kind 2, in order."""
+
+
+def measure_tiles(logits: Floats, grid: TileGrid, threshold: float, offset: float) -> MeasuredTiles:
+    """Judge every tile of n masks (n, L, L), and compute those that cannot be judged by their extremes."""
+    least, greatest = grid.extremes(logits)
+    margin = np.float32(MARGIN) * np.maximum(np.abs(least), np.abs(greatest))
+    np.subtract(least, margin, out=least)
+    np.add(greatest, margin, out=greatest)
+    levels = (threshold + offset, threshold - offset, threshold)
+    full, mixed = zip(*(((least > level), ~((least > level) | (greatest <= level))) for level in levels), strict=True)
+    totals = [(grid.areas * flags).sum(axis=(1, 2)) for flags in full]  # (n,) each
+    mask, tile_y, tile_x = np.nonzero(mixed[0] | mixed[1] | mixed[2])
+    kinds = (full[2] + 2 * mixed[2]).astype(np.uint8)
+    kept = [np.zeros((0, TILE_HW[0]), dtype=np.uint64)]
+    for start in range(0, len(mask), TILES_AT_ONCE):
+        part = slice(start, start + TILES_AT_ONCE)
+        at = mask[part], tile_y[part], tile_x[part]
+        values = grid.values(logits, *at)
+        inside = grid.inside[at[1] * len(grid.x.first) + at[2]]
+        for total, level, unsure in zip(totals, levels, mixed, strict=True):
+            bits = np.packbits(values > level, bitorder="little").view(np.uint64).reshape(inside.shape) & inside
+            counted = np.bitwise_count(bits).sum(axis=1, dtype=np.int64) * unsure[at]
+            np.add.at(total, at[0], counted)
+        kept.append(bits[mixed[2][at]])
+    return MeasuredTiles(totals[0], totals[1], totals[2], kinds, np.concatenate(kept))
+
+
+def full_size_masks(logits: Floats, geometry: ImageGeometry, threshold: float) -> npt.NDArray[np.bool_]:
+    """Masks (n, H, W) in original pixels of low-resolution logits (n, L, L)."""
+    grid = TileGrid.of(geometry, logits.shape[-1])
+    found = measure_tiles(logits, grid, threshold, 0.0)
+    ends = np.append(0, np.cumsum((found.kinds == 2).sum(axis=(1, 2))))
+    masks = np.empty((len(logits), *geometry.original_size_hw), dtype=np.bool_)
+    for i, kinds in enumerate(found.kinds):
+        rows = grid.rows(kinds, found.bits[ends[i] : ends[i + 1]])
+        masks[i] = np.unpackbits(rows.view(np.uint8), axis=1, count=masks.shape[2], bitorder="little")
+    return masks
