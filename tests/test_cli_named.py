@@ -8,7 +8,10 @@ import tiny_transformers
 from PIL import Image
 from typer.testing import CliRunner
 
+from segment_anything.architectures import assemble
+from segment_anything.checkpoints import save_checkpoint
 from segment_anything.cli import app
+from segment_anything.modeling.text_prompt import attach_text
 
 RANDOM = ["--checkpoint", "random", "--device", "cpu", "--image-size", "64"]
 
@@ -70,6 +73,20 @@ def test_a_phrase_is_found_by_a_model_from_a_folder(photo, tmp_path):
     given = ["--text", "a red dog", "--text", "cat", "--text-model", folder, "--min-score", "0.01"]
     result = run(photo, *given, "--out", tmp_path / "out", "--json", *RANDOM)
     assert {a["category"] for a in json.loads(result.stdout)["annotations"]} <= {"a red dog", "cat"}
+
+
+def test_a_checkpoint_trained_with_text_takes_the_phrase_itself(photo, tmp_path):
+    sam = assemble("nano", 64)
+    attach_text(sam.prompt_encoder, 12)
+    weights = save_checkpoint(sam, tmp_path / "text.safetensors")
+    clip = tiny_transformers.save_clip(tmp_path / "clip")
+    given = ["--text", "dog", "--text", "cat", "--checkpoint", weights, "--device", "cpu", "--image-size", "64"]
+    result = run(photo, *given, "--text-model", clip, "--out", tmp_path / "out", "--json")
+    assert {a["category"] for a in json.loads(result.stdout)["annotations"]} <= {"dog", "cat"}
+    assert "seconds_find" in json.loads(result.stdout)
+    owl = tiny_transformers.save_owlv2(tmp_path / "owl")
+    refused = run(photo, *given, "--text-model", owl, "--out", tmp_path / "out", status=1)
+    assert "was trained with text: give the encoder it was trained with" in refused.stderr
 
 
 @pytest.mark.parametrize(

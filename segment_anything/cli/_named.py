@@ -81,6 +81,7 @@ def _device(model: ModelOptions) -> str:
 
 def _text_route(model: ModelOptions, naming: NamingOptions) -> tuple[Sam, Route]:
     """The network and what understands the phrase; a checkpoint trained with text understands it itself."""
+    from segment_anything.detectors.hub import pick_device
     from segment_anything.grounding import load_phrase_model
     from segment_anything.text import TextImageEncoder
     from segment_anything.text.prompting import TextPrompter, load_text_sam, takes_text
@@ -92,7 +93,7 @@ def _text_route(model: ModelOptions, naming: NamingOptions) -> tuple[Sam, Route]
                 f"--checkpoint {model.checkpoint} was trained with text: give the encoder it was trained with as "
                 f"--text-model (a CLIP), not a detector."
             )
-        sam = load_text_sam(model.model, str(model.checkpoint))
+        sam = load_text_sam(model.model, str(model.checkpoint), pick_device(model.device), model.image_size)
         return sam, TextPrompter(sam, by)
     return model.load(), by
 

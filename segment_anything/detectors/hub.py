@@ -44,6 +44,11 @@ def load_pretrained(loader: Callable[..., Any], name_or_folder: str | Path, **op
         ) from error
 
 
+def load_image_processor(name_or_folder: str | Path) -> Any:
+    """The model's own image processor, of the kind on Pillow: torchvision is not among our dependencies."""
+    return load_pretrained(transformers().AutoImageProcessor.from_pretrained, name_or_folder, backend="pil")
+
+
 def pick_device(device: str | torch.device) -> torch.device:
     """`device`, with "auto" meaning a GPU where there is one."""
     if str(device) != "auto":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segment_anything.detectors.base import Detection
-from segment_anything.detectors.hub import load_pretrained, pick_device, transformers
+from segment_anything.detectors.hub import load_image_processor, load_pretrained, pick_device, transformers
 from segment_anything.images import check_image_array
 from segment_anything.masks import nms
 
@@ -35,7 +35,7 @@ class HuggingFaceDetector:
         self.device = pick_device(device)
         model = load_pretrained(library.AutoModelForObjectDetection.from_pretrained, name_or_folder)
         self.model = model.to(self.device).eval()
-        self.processor = load_pretrained(_image_processor(library), name_or_folder)
+        self.processor = load_image_processor(name_or_folder)
         names = self.model.config.id2label
         self.class_names = tuple(str(names[index]) for index in sorted(names))
 
@@ -145,15 +145,6 @@ def nearest_phrase(text: str, phrases: Sequence[str]) -> str:
         return len(words & own) / max(1, len(words | own))
 
     return max(phrases, key=overlap)
-
-
-def _image_processor(library: Any) -> Any:
-    """Loader of the model's own image processor; the kind on Pillow, for torchvision is not among our dependencies."""
-
-    def load(name_or_folder: str) -> Any:
-        return library.AutoImageProcessor.from_pretrained(name_or_folder, backend="pil")
-
-    return load
 
 
 def _detections(

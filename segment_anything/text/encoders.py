@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from segment_anything.detectors.hub import load_pretrained, pick_device, transformers
+from segment_anything.detectors.hub import load_image_processor, load_pretrained, pick_device, transformers
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class TransformersEncoder:
             )
         self.model = model.to(self.device).eval()
         self.tokenizer = load_pretrained(library.AutoTokenizer.from_pretrained, name_or_folder)
-        self.processor = load_pretrained(_pil_image_processor(library), name_or_folder)
+        self.processor = load_image_processor(name_or_folder)
         # SigLIP never saw a text that was not padded to the full length (https://arxiv.org/abs/2303.15343, section 4).
         self.padding: str | bool = "max_length" if "siglip" in str(model.config.model_type) else True
         self.logit_scale = float(model.logit_scale.detach().exp())
@@ -126,12 +126,3 @@ def _features(output: Any) -> torch.Tensor:
     """transformers 5 answers with an output object, version 4 with the tensor itself."""
     tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
     return tensor.detach().float()
-
-
-def _pil_image_processor(library: Any) -> Any:
-    """Loader of the model's own image processor, of the kind on Pillow."""
-
-    def load(name_or_folder: str) -> Any:
-        return library.AutoImageProcessor.from_pretrained(name_or_folder, backend="pil")
-
-    return load

@@ -25,13 +25,19 @@ def takes_text(checkpoint: str | os.PathLike[str]) -> bool:
     return _WEIGHT in read_checkpoint(checkpoint).tensors
 
 
-def load_text_sam(name: str, checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Sam:
-    """A model with weights that were trained with text (`save_checkpoint` of such a model).
+def load_text_sam(
+    name: str,
+    checkpoint: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    image_size: int | None = None,
+) -> Sam:
+    """A model with weights that were trained with text (`save_checkpoint` of such a model), in eval mode.
 
     Args:
         name: of the architecture, such as "vit_b" or "nano".
         checkpoint: path of the weights.
         device: where it goes.
+        image_size: side of the square input in pixels; None for the architecture's own.
 
     Raises:
         ValueError: if the weights take no text, or are for another model.
@@ -39,7 +45,7 @@ def load_text_sam(name: str, checkpoint: str | os.PathLike[str], device: str | t
     file = read_checkpoint(checkpoint)
     if _WEIGHT not in file.tensors:
         raise ValueError(f"{file.path} was not trained with text: it has no {_WEIGHT}. Load it with load_sam.")
-    sam = assemble(name)
+    sam = assemble(name, image_size)
     attach_text(sam.prompt_encoder, file.tensors[_WEIGHT].shape[1])
     load_checkpoint(sam, file)
     return sam.to(device).eval()
