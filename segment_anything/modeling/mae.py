@@ -119,7 +119,7 @@ def take(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def patches(images: torch.Tensor, side: int, normalised: bool = False) -> torch.Tensor:
     """(B, 3, H P, W P) -> (B, N, P P 3) pixels of every patch; `normalised`: each with mean 0 and deviation 1."""
-    x = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # B 3 H P W P
+    x: torch.Tensor = images.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # B 3 H P W P
     x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     if not normalised:
         return x
