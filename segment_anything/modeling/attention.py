@@ -9,6 +9,8 @@ Letters: B batch, M heads, N = h * w tokens, d head width.
 import torch
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
+from segment_anything.modeling.linear import plain_wanted
+
 SCORE_BYTES = 8 * 2**20
 """Most memory for attention scores at once without gradients: what a core's share of the cache holds, about."""
 
@@ -71,7 +73,7 @@ def relative_attention(
     if table_h is None or table_w is None:
         return scaled_dot_product_attention(q, k, v)
     rows, columns = relative_scores(q, size_hw, table_h, table_w)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if plain_wanted():
         return scaled_dot_product_attention(q, k, v, attn_mask=_bias(rows, columns))
     if q.device.type == "cpu" and q.dtype == torch.float32:
         return _blocked_attention(q, k, v, rows, columns)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
-from segment_anything.modeling.linear import linear
+from segment_anything.modeling.linear import linear, plain_wanted
 
 
 def apply_conv_norm(
@@ -40,8 +40,7 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Ten
 
 def _can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
     return (
-        not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        not plain_wanted()
         and not norm.training
         and norm.running_mean is not None
         and norm.affine

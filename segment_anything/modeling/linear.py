@@ -35,12 +35,18 @@ def linear(
     return applied
 
 
+def plain_wanted() -> bool:
+    """Whether the plain operations are needed: for gradients, or for a compiler or exporter that writes them down."""
+    is_traced = torch._C._get_tracing_state() is not None
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_traced
+
+
 def _is_fast(x: torch.Tensor) -> bool:
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and not plain_wanted()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # for export
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and x.numel() > 0

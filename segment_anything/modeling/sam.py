@@ -20,6 +20,7 @@ from segment_anything.embedding import ImageEmbedding, fingerprint_image, finger
 from segment_anything.geometry import ImageGeometry
 from segment_anything.images import check_image_array
 from segment_anything.modeling.decoded import Decoded
+from segment_anything.modeling.linear import plain_wanted
 from segment_anything.modeling.mask_decoder import MaskDecoder
 from segment_anything.modeling.prepared_decoder import (
     PreparedDecoder,
@@ -238,7 +239,7 @@ class Sam(nn.Module):
     def _prepare(self, features: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor) -> PreparedDecoder | None:
         """The decoder prepared for this embedding, where gradients and exports are not at stake and it pays."""
         decoder = self.mask_decoder
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if plain_wanted():
             return None
         if len(features) != 1 or len(sparse) == 0 or not can_prepare(decoder):
             return None
