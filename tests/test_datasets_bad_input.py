@@ -115,6 +115,26 @@ def test_polygon_outside_the_image_is_cut_off_or_left_out(tmp_path: Path) -> Non
     assert np.array_equal(open_dataset(tmp_path)[0].masks, [toy_data.mask((0, 0, 3, 3))])
 
 
+def test_coco_image_without_file_name(tmp_path: Path) -> None:
+    toy_data.write_coco(tmp_path)
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    del content["images"][0]["file_name"]
+    toy_data.save_json(tmp_path / "annotations.json", content)
+    with pytest.raises(ValueError, match=r"annotations.json: an image or annotation lacks .*'file_name'"):
+        open_dataset(tmp_path)
+
+
+def test_annotation_of_a_form_nobody_expected_spoils_its_image_only(tmp_path: Path) -> None:
+    toy_data.write_labelme(tmp_path)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["shapes"][1]["points"] = [[1, 2], [3]]
+    toy_data.save_json(tmp_path / "a.json", content)
+    dataset = open_dataset(tmp_path)
+    with pytest.raises(SampleError, match=r"a.json: its annotation cannot be read"):
+        dataset[0]
+    assert len(dataset[1].masks) == 1
+
+
 def test_run_lengths_that_do_not_fill_the_image(tmp_path: Path) -> None:
     toy_data.write_coco(tmp_path)
     content = json.loads((tmp_path / "annotations.json").read_text())

@@ -81,10 +81,10 @@ class Sample:
         """
         try:
             image = read_image(self.image_path)
-        except ImageReadError as error:
-            raise SampleError(f"{self.name}: {error}") from error
         except FileNotFoundError as error:
             raise SampleError(f"{self.name}: {error.filename} is missing.") from error
+        except (ImageReadError, OSError) as error:
+            raise SampleError(f"{self.name}: {error}") from error
         masks, labels = self.read_objects((image.shape[0], image.shape[1]), class_count)
         return SegmentationSample(image, masks, labels, self.name)
 
@@ -100,6 +100,8 @@ class Sample:
             raise SampleError(f"{self.name}: {error.filename} is missing.") from error
         except SampleError as error:
             raise SampleError(f"{self.name}: {error}") from error
+        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:  # whatever a tool wrote in there
+            raise SampleError(f"{self.name}: its annotation cannot be read ({error!r}).") from error
         wrong = labels[(labels < 0) | (labels >= class_count)]
         if len(wrong):
             raise SampleError(

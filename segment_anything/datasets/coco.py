@@ -33,7 +33,13 @@ def open_coco(path: Path) -> Dataset:
     skipped: list[Skipped] = []
     for file, content in contents.items():
         root = path if path.is_dir() else path.parent
-        present, missing = found_images(_samples(file, content, {key: i for i, key in enumerate(classes)}, root))
+        try:
+            listed = _samples(file, content, {key: i for i, key in enumerate(classes)}, root)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: an image or annotation lacks what COCO needs, or has it wrong ({error!r})."
+            ) from error
+        present, missing = found_images(listed)
         samples += present
         skipped += missing
     return Dataset(path, "coco", tuple(samples), tuple(classes.values()) or ONE_CLASS, tuple(skipped))
