@@ -89,6 +89,7 @@ def test_run_with_other_options_does_not_go_on(uninterrupted: Path) -> None:
         Loop(WaveTask(Wave()), other, uninterrupted).run()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_reading_ahead_in_worker_processes_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     options = LoopOptions(epochs=3, batch_size=4, num_workers=2, tensorboard=False, progress=False)
     Loop(WaveTask(Wave()), options, tmp_path).run()
