@@ -192,6 +192,13 @@ def test_every_graph_carries_its_origin_and_one_opset() -> None:
         assert [opset.version for opset in proto.opset_import if opset.domain == ""] == [18]
 
 
+def test_no_path_of_the_machine_is_in_the_files() -> None:
+    for file in export("toy").iterdir():
+        content = file.read_bytes()
+        assert b"segment_anything/modeling" not in content
+        assert str(Path.cwd()).encode() not in content
+
+
 def test_what_was_measured_is_written_down() -> None:
     checks = Manifest.load(export("toy"))[0].checks
     assert set(checks) == {"encoder", "decoder", "batched", "prepared"}
@@ -218,8 +225,8 @@ def test_values_beyond_half_precision_stay_in_full() -> None:
 
 
 def test_an_encoder_in_eight_bits_multiplies_in_eight_bits() -> None:
-    exact = onnx.load(export("toy") / "toy_encoder.onnx")
-    small = quantise(exact)
+    exact, small = (onnx.load(export("toy") / "toy_encoder.onnx") for _ in range(2))
+    small = quantise(small)
     assert "MatMulInteger" in {node.op_type for node in small.graph.node}
     image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
     a, b = (run_proto(proto, {"input": image})[0] for proto in (exact, small))
@@ -237,7 +244,7 @@ def test_weights_of_a_large_graph_lie_in_a_file_beside_it(tmp_path: Path) -> Non
         onnx.load(folder / "toy_encoder.onnx"), tmp_path / "toy_encoder.onnx", manifest.metadata("encoder"), 0.01
     )
     assert [file.name for file in files] == ["toy_encoder.onnx", "toy_encoder.onnx.data"]
-    assert files[1].stat().st_size > 3 * files[0].stat().st_size / 4
+    assert files[1].stat().st_size > files[0].stat().st_size
     image = np.ones((1, 3, 64, 64), np.float32)
     split = Graph("encoder", manifest, tmp_path, ["CPUExecutionProvider"], 1).run({"input": image})
     whole = graph("toy", "encoder").run({"input": image})

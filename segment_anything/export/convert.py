@@ -50,13 +50,22 @@ def to_onnx(graph: Graph) -> Any:
         )
     assert exported is not None
     model = exported.model_proto
+    _strip(model)
     _name_sides(model, graph)
     return model
 
 
+def _strip(model: Any) -> None:
+    """Remove what the exporter notes for developers: stack traces, with the paths of this machine, at every node."""
+    graph = model.graph
+    for item in [model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output]:
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del graph.value_info[:]  # shapes inside: nobody needs them, and the quantiser trips over them
+
+
 def _name_sides(model: Any, graph: Graph) -> None:
     """Give the sides that vary their names, in place of the exporter's s17 and u3."""
-    del model.graph.value_info[:]  # shapes inside: nobody needs them, and the quantiser trips over them
     names: dict[str, str] = {}
     values = [*model.graph.input, *model.graph.output]
     for value in values:

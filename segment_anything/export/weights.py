@@ -37,8 +37,9 @@ def store_half(model: Any) -> Any:
 
 
 def quantise(model: Any) -> Any:
-    """Matrix products with constant weights in 8 bits; the inputs' range is found at run time. Returns a new model.
+    """Matrix products with constant weights in 8 bits; the inputs' range is found at run time.
 
+    Returns a new model; the one given is used up.
     Convolutions stay: in 8 bits ONNX Runtime computes them more slowly on a CPU.
     """
     tools = quantization()
