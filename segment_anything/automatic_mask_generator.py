@@ -111,7 +111,7 @@ class SamAutomaticMaskGenerator:
 
         Raises:
             ValueError: for an option outside its range, if not exactly one of points_per_side and point_grids is
-                given, or labels come without a scorer.
+                given, labels come without a scorer, or one of them is empty or there twice.
         """
         self.model = model
         self.options = AutomaticMaskOptions(
@@ -139,7 +139,7 @@ class SamAutomaticMaskGenerator:
                 "scorer is needed to name masks by labels: pass scorer=TextScorer(TransformersEncoder(FOLDER)), "
                 "both of segment_anything.text."
             )
-        self.labels, self.scorer = labels, scorer
+        self.labels, self.scorer = None if labels is None else _checked_labels(labels), scorer
         self.explain = explain
         self.last_explanation: Explanation | None = None
 
@@ -254,3 +254,10 @@ class SamAutomaticMaskGenerator:
         mask_data["boxes"] = torch.as_tensor(cleaned, device=boxes.device) if is_tensor else cleaned
         mask_data.filter(torch.from_numpy(kept))
         return mask_data
+
+
+def _checked_labels(labels: Sequence[str]) -> list[str]:
+    """Labels that are refused now, not after minutes of masks."""
+    from segment_anything.text.phrases import check_labels
+
+    return check_labels(labels)

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from segment_anything.architectures import assemble
 from segment_anything.checkpoints import save_checkpoint
 from segment_anything.cli import app
+from segment_anything.cli._named import NamingOptions
+from segment_anything.grounding import DEFAULT_PHRASE_MODEL
 from segment_anything.modeling.text_prompt import attach_text
 
 RANDOM = ["--checkpoint", "random", "--device", "cpu", "--image-size", "64"]
@@ -72,7 +74,12 @@ def test_a_phrase_is_found_by_a_model_from_a_folder(photo, tmp_path):
     folder = tiny_transformers.save_owlv2(tmp_path / "owl")
     given = ["--text", "a red dog", "--text", "cat", "--text-model", folder, "--min-score", "0.01"]
     result = run(photo, *given, "--out", tmp_path / "out", "--json", *RANDOM)
+    assert json.loads(result.stdout)["annotations"]  # scores of random weights lie far below the usual threshold
     assert {a["category"] for a in json.loads(result.stdout)["annotations"]} <= {"a red dog", "cat"}
+
+
+def test_both_ways_to_give_a_phrase_take_the_same_model():
+    assert NamingOptions().text_model == DEFAULT_PHRASE_MODEL
 
 
 def test_a_checkpoint_trained_with_text_takes_the_phrase_itself(photo, tmp_path):

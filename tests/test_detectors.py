@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segment_anything.detectors import Detection, Detector, check_classes, load_detector, select_detections
+from segment_anything.detectors import Detection, Detector, _providers, check_classes, load_detector, select_detections
 from segment_anything.detectors.letterbox import FILL, fit_image, place
 from segment_anything.detectors.names import known_names, names_for, read_names
 
@@ -120,3 +120,10 @@ def test_a_file_of_another_kind_is_no_detector(tmp_path):
         load_detector(tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"No such file: .*gone\.pt"):
         load_detector(tmp_path / "gone.pt")
+
+
+def test_an_onnx_file_runs_on_cuda_only_where_it_is_asked_for_and_there():
+    available = pytest.importorskip("onnxruntime").get_available_providers()
+    gpu = [name for name in available if name.startswith("CUDA")]
+    assert _providers("cpu") == ["CPUExecutionProvider"]
+    assert _providers("cuda:0") == _providers("auto") == [*gpu, "CPUExecutionProvider"]

@@ -11,7 +11,13 @@ from colour_encoder import COLOURS, ColourEncoder
 from toy import toy_sam
 
 from segment_anything.detectors import BoxFile, Detection, OpenVocabularyDetector
-from segment_anything.grounding import GroundingOptions, load_phrase_model, segment, segment_detections
+from segment_anything.grounding import (
+    DEFAULT_PHRASE_MODEL,
+    GroundingOptions,
+    load_phrase_model,
+    segment,
+    segment_detections,
+)
 from segment_anything.modeling.text_prompt import attach_text
 from segment_anything.records import make_record, record_mask
 from segment_anything.text import RelationWarning, ScorerOptions, TextScorer, TransformersEncoder
@@ -226,13 +232,28 @@ def test_a_relation_is_warned_about_and_the_objects_still_come():
     assert len(grounded) == 1
 
 
-def test_a_missing_model_and_a_wrong_route_are_named():
-    with pytest.raises(ValueError, match=r"sam is needed to turn the detector's boxes into masks"):
-        segment(IMAGE, "dog", Fixed(DOG))
-    with pytest.raises(ValueError, match=r"sam or generator is needed to make the masks that are ranked"):
-        segment(IMAGE, "dog", ColourEncoder())
-    with pytest.raises(ValueError, match=r"by must be an open-vocabulary detector .* got str"):
-        segment(IMAGE, "dog", "clip", sam=BoxSam())
+def test_a_route_that_is_none_is_named():
+    with pytest.raises(ValueError, match=r"by must be an open-vocabulary detector .* hub name of a model; got int"):
+        segment(IMAGE, "dog", 3, sam=BoxSam())
+
+
+def test_a_model_can_be_given_by_its_folder(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    owl = tiny_transformers.save_owlv2(tmp_path / "owl")
+    low, high = (
+        segment(image, "a cat", owl, sam=toy_sam(), options=GroundingOptions(min_score=score)) for score in (1e-6, 1.0)
+    )
+    assert {r["category"] for r in low.records} == {"a cat"}
+    assert len(high) == 0
+    clip = str(tiny_transformers.save_clip(tmp_path / "clip"))
+    ranked = segment(coloured(), "dog", clip, generator=Squares(), options=GroundingOptions(min_score=1e-6))
+    assert len(ranked) == 2
+
+
+def test_a_phrase_alone_asks_the_default_model_and_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=rf"hf download {DEFAULT_PHRASE_MODEL} --local-dir FOLDER"):
+        segment(IMAGE, "a dog")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,19 @@ def test_labels_without_a_scorer_say_how_to_make_one():
         SamAutomaticMaskGenerator(toy_sam(), labels=["red"])
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([], "labels must hold at least one phrase; got an empty list"),
+        (["red", " "], "labels must be a word or a few"),
+        (["red", "red "], "labels must be different; 'red' is there twice"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused_before_any_mask(labels, words):
+    with pytest.raises(ValueError, match=words):
+        SamAutomaticMaskGenerator(toy_sam(), labels=labels, scorer=TextScorer(ColourEncoder()))
+
+
 def test_an_image_without_masks_stays_without():
     scorer = TextScorer(ColourEncoder())
     strict = SamAutomaticMaskGenerator(

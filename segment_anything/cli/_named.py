@@ -55,7 +55,7 @@ def find_named(
         )
         return segment_detections(model.load(), pixels, detector, options, name=image)
     phrases = check_phrases(texts)  # before a large model is loaded
-    sam, by = _text_route(model, naming)
+    sam, by = text_route(model, naming.text_model, naming.min_score)
     return segment(pixels, phrases, by, sam=sam, options=options)
 
 
@@ -79,14 +79,14 @@ def _device(model: ModelOptions) -> str:
     return "cpu" if model.device == "mps" else model.device
 
 
-def _text_route(model: ModelOptions, naming: NamingOptions) -> tuple[Sam, Route]:
+def text_route(model: ModelOptions, text_model: str, min_score: float | None = None) -> tuple[Sam, Route]:
     """The network and what understands the phrase; a checkpoint trained with text understands it itself."""
     from segment_anything.detectors.hub import pick_device
     from segment_anything.grounding import load_phrase_model
     from segment_anything.text import TextImageEncoder
     from segment_anything.text.prompting import TextPrompter, load_text_sam, takes_text
 
-    by = load_phrase_model(naming.text_model, device=_device(model))
+    by = load_phrase_model(text_model, device=_device(model), min_score=min_score)
     if model.checkpoint not in (None, "random") and takes_text(str(model.checkpoint)):
         if not isinstance(by, TextImageEncoder):
             raise ValueError(

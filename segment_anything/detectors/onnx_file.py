@@ -168,11 +168,13 @@ def _open_session(path: Path, providers: Sequence[str]) -> Any:
     if not path.is_file():
         raise ValueError(f"No such ONNX file: {path}.")
     runtime = onnxruntime()
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = 3  # what is wrong is said in the error
     try:
-        return runtime.InferenceSession(str(path), providers=list(providers))
+        return runtime.InferenceSession(str(path), sess_options=settings, providers=list(providers))
     except Exception as error:
         # onnxruntime raises classes of its own for a damaged file, an unknown operator, a missing side file.
-        raise ValueError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+        raise ValueError(f"{path} cannot be loaded by ONNX Runtime: {' '.join(str(error).split())}") from error
 
 
 def _image_input(session: Any) -> Any:

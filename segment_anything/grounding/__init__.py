@@ -6,10 +6,17 @@ kept and how it is returned.
 """
 
 from segment_anything.grounding.boxes import segment_detections
-from segment_anything.grounding.phrases import PhraseFinder, Route, load_phrase_model, segment
+from segment_anything.grounding.phrases import (
+    DEFAULT_PHRASE_MODEL,
+    PhraseFinder,
+    Route,
+    load_phrase_model,
+    segment,
+)
 from segment_anything.grounding.values import Grounded, GroundingOptions, Seconds
 
 __all__ = [
+    "DEFAULT_PHRASE_MODEL",
     "Grounded",
     "GroundingOptions",
     "PhraseFinder",

@@ -1,7 +1,10 @@
 """A phrase -> masks, by one of three routes: boxes, ranking of automatic masks, or a SAM trained with text."""
 
+import copy
+import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +12,7 @@ import numpy as np
 import torch
 
 from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+from segment_anything.build_sam import load_sam
 from segment_anything.detectors import Detector, OpenVocabularyDetector
 from segment_anything.detectors.hub import load_pretrained, transformers
 from segment_anything.grounding.boxes import at_least, records_of, segment_detections
@@ -38,11 +42,14 @@ class PhraseFinder(Protocol):
 
 Route = PhraseFinder | TextScorer | TextImageEncoder | TextPrompter
 
+DEFAULT_PHRASE_MODEL = "IDEA-Research/grounding-dino-tiny"
+"""What finds a phrase where nothing is said: the smallest of the published Grounding DINO models."""
+
 
 def segment(
     image: np.ndarray,
     phrases: str | Sequence[str],
-    by: Route,
+    by: Route | str | os.PathLike[str] | None = None,
     *,
     sam: Sam | None = None,
     generator: Any = None,
@@ -54,10 +61,12 @@ def segment(
         image: (H, W, 3) uint8 RGB.
         phrases: one or several, such as "a red car".
         by: how. An `OpenVocabularyDetector` (its boxes become masks of `sam`); a `TextScorer`, or an encoder with
-            `encode_text` and `encode_image` (automatic masks are ranked); or a `TextPrompter` (SAM trained with text).
-        sam: for boxes, and for automatic masks unless there is a `generator`.
-        generator: anything with `generate(image)` that returns records, such as `SamAutomaticMaskGenerator` or
-            `FastSam`; None makes one of `sam`.
+            `encode_text` and `encode_image` (automatic masks are ranked); a `TextPrompter` (SAM trained with text); or
+            the folder or hub name of a model, loaded once by `load_phrase_model`. None takes
+            `DEFAULT_PHRASE_MODEL`, which transformers downloads at its first use.
+        sam: for boxes, and for automatic masks unless there is a `generator`; None takes the bundled model.
+        generator: of masks to rank: anything with `generate(image)` that returns records, such as
+            `SamAutomaticMaskGenerator` or `FastSam`; None makes one of `sam`.
         options: filters and limits; `classes` and `class_map` name phrases here. With ranking, `min_score` 0 means the
             scorer's calibrated cut-off.
 
@@ -65,49 +74,68 @@ def segment(
         The masks; none, if nothing fits.
 
     Raises:
-        ValueError: for an empty phrase, or if `by` or `sam` does not fit.
+        ValueError: for an empty phrase, a model that is not there, or if `by` does not fit.
     """
     names = check_phrases(phrases)
     warn_of_relations(names)
     options = options or GroundingOptions()
     check_image_array(image)
-    if isinstance(by, TextPrompter):
-        return _by_prompt(image, names, by, options)
-    if isinstance(by, PhraseFinder):
-        if sam is None:
-            raise ValueError("sam is needed to turn the detector's boxes into masks: segment(..., sam=load_sam()).")
-        return segment_detections(sam, image, by.for_phrases(names), options)
-    if isinstance(by, TextScorer | TextImageEncoder):
-        scorer = by if isinstance(by, TextScorer) else TextScorer(by)
-        return _by_ranking(image, names, scorer, _generator(sam, generator, options), options)
+    named = by is None or isinstance(by, str | os.PathLike)
+    route = _with_threshold(_loaded(str(by or DEFAULT_PHRASE_MODEL)), options.min_score) if named else by
+    if isinstance(route, TextPrompter):
+        return _by_prompt(image, names, route, options)
+    if isinstance(route, PhraseFinder):
+        return segment_detections(sam or _bundled(), image, route.for_phrases(names), options)
+    if isinstance(route, TextScorer | TextImageEncoder):
+        scorer = route if isinstance(route, TextScorer) else TextScorer(route)
+        made_here = generator or SamAutomaticMaskGenerator(sam or _bundled(), output_mode=options.output_mode)
+        return _by_ranking(image, names, scorer, made_here, options)
     raise ValueError(
         f"by must be an open-vocabulary detector (for_phrases), a TextScorer or an encoder (encode_text, "
-        f"encode_image), or a TextPrompter; got {type(by).__name__}."
+        f"encode_image), a TextPrompter, or the folder or hub name of a model; got {type(by).__name__}."
     )
 
 
-def load_phrase_model(name_or_folder: str | Path, device: str = "cpu") -> OpenVocabularyDetector | TransformersEncoder:
+@lru_cache(maxsize=1)
+def _loaded(name_or_folder: str) -> Route:
+    """The model of the last name asked for, with the vectors it remembers: phrase after phrase loads it once."""
+    model = load_phrase_model(name_or_folder, device="auto")
+    return model if isinstance(model, OpenVocabularyDetector) else TextScorer(model)
+
+
+def _with_threshold(route: Route, min_score: float) -> Route:
+    """The same weights with another threshold, which nobody could give a model that was asked for by name."""
+    if min_score and isinstance(route, OpenVocabularyDetector):
+        route = copy.copy(route)
+        route.min_score = min_score
+    return route
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> Sam:
+    return load_sam()
+
+
+def load_phrase_model(
+    name_or_folder: str | Path, device: str = "cpu", *, min_score: float | None = None
+) -> OpenVocabularyDetector | TransformersEncoder:
     """An open-vocabulary detector, or an encoder for ranking, as the model's own configuration says.
 
     Args:
         name_or_folder: a local folder or a hub name, of Grounding DINO, OWLv2, CLIP, SigLIP, ...
         device: where it runs.
+        min_score: lowest score of a detection; None takes the detector's own default. Encoders have none.
 
     Raises:
         ValueError: if the model is not there, saying what to download.
     """
     config = load_pretrained(transformers().AutoConfig.from_pretrained, name_or_folder)
     detects = any(word in str(config.model_type) for word in ("dino", "owl", "omdet"))
-    kind = OpenVocabularyDetector if detects else TransformersEncoder
-    return kind(name_or_folder, device=device)
-
-
-def _generator(sam: Sam | None, generator: Any, options: GroundingOptions) -> Any:
-    if generator is not None:
-        return generator
-    if sam is None:
-        raise ValueError("sam or generator is needed to make the masks that are ranked: segment(..., sam=load_sam()).")
-    return SamAutomaticMaskGenerator(sam, output_mode=options.output_mode)
+    if not detects:
+        return TransformersEncoder(name_or_folder, device=device)
+    return OpenVocabularyDetector(
+        name_or_folder, device=device, **({} if min_score is None else {"min_score": min_score})
+    )
 
 
 def _by_ranking(

@@ -44,6 +44,19 @@ def check_phrases(phrases: str | Sequence[str], name: str = "phrase") -> list[st
     return [phrase.strip() for phrase in given]
 
 
+def check_labels(labels: str | Sequence[str]) -> list[str]:
+    """Labels to choose from, as a list without surrounding space.
+
+    Raises:
+        ValueError: for no labels, an empty one, or one given twice.
+    """
+    names = check_phrases(labels, "labels")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"labels must be different; {twice!r} is there twice.")
+    return names
+
+
 def warn_of_relations(phrases: Sequence[str]) -> None:
     """Warn if a phrase asks for a choice among objects by place, order, size or negation."""
     for phrase in phrases:

@@ -18,7 +18,7 @@ from segment_anything.records import MaskRecord, record_mask
 from segment_anything.text.calibration import Calibration
 from segment_anything.text.crops import CROP_STYLES, CropStyle, apply_style, square_crop
 from segment_anything.text.encoders import TextImageEncoder
-from segment_anything.text.phrases import BACKGROUND, TEMPLATES, check_phrases, fill_templates
+from segment_anything.text.phrases import BACKGROUND, TEMPLATES, check_labels, check_phrases, fill_templates
 
 _IMAGES_REMEMBERED = 4
 DEFAULT_LOGIT_SCALE = 100.0  # what CLIP's own training ends at (https://arxiv.org/abs/2103.00020, section 2.5)
@@ -213,10 +213,7 @@ def label_records(
     Raises:
         ValueError: for no labels, an empty one, or one given twice.
     """
-    names = check_phrases(labels, "labels")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"labels must be different; {twice!r} is there twice.")
+    names = check_labels(labels)
     return _with_categories(records, names, scorer.choices(image, records, names))
 
 
