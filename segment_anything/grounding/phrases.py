@@ -80,8 +80,11 @@ def segment(
     warn_of_relations(names)
     options = options or GroundingOptions()
     check_image_array(image)
-    named = by is None or isinstance(by, str | os.PathLike)
-    route = _with_threshold(_loaded(str(by or DEFAULT_PHRASE_MODEL)), options.min_score) if named else by
+    route = by
+    if by is None or isinstance(by, str | os.PathLike):
+        route = _loaded(str(by or DEFAULT_PHRASE_MODEL))
+        if options.min_score and isinstance(route, OpenVocabularyDetector):  # nobody could have given it another one
+            route = _with_threshold(route, options.min_score)
     if isinstance(route, TextPrompter):
         return _by_prompt(image, names, route, options)
     if isinstance(route, PhraseFinder):
@@ -101,14 +104,6 @@ def _loaded(name_or_folder: str) -> Route:
     """The model of the last name asked for, with the vectors it remembers: phrase after phrase loads it once."""
     model = load_phrase_model(name_or_folder, device="auto")
     return model if isinstance(model, OpenVocabularyDetector) else TextScorer(model)
-
-
-def _with_threshold(route: Route, min_score: float) -> Route:
-    """The same weights with another threshold, which nobody could give a model that was asked for by name."""
-    if min_score and isinstance(route, OpenVocabularyDetector):
-        route = copy.copy(route)
-        route.min_score = min_score
-    return route
 
 
 @lru_cache(maxsize=1)
@@ -133,9 +128,15 @@ def load_phrase_model(
     detects = any(word in str(config.model_type) for word in ("dino", "owl", "omdet"))
     if not detects:
         return TransformersEncoder(name_or_folder, device=device)
-    return OpenVocabularyDetector(
-        name_or_folder, device=device, **({} if min_score is None else {"min_score": min_score})
-    )
+    detector = OpenVocabularyDetector(name_or_folder, device=device)
+    return detector if min_score is None else _with_threshold(detector, min_score)
+
+
+def _with_threshold(detector: OpenVocabularyDetector, min_score: float) -> OpenVocabularyDetector:
+    """The same weights with another threshold."""
+    detector = copy.copy(detector)
+    detector.min_score = min_score
+    return detector
 
 
 def _by_ranking(
