@@ -52,6 +52,8 @@ class CheckpointInfo:
     """`vit_b, SHA-256 verified` for the published file itself, where that was looked at; else ''."""
     relative: str
     """What else it looks like if `model` is None: `a SAM 2 checkpoint`, or ''."""
+    training: str = ""
+    """Where the training run stood whose state this is, or ''."""
 
     @property
     def loadable(self) -> bool:
@@ -61,6 +63,8 @@ class CheckpointInfo:
     def describe(self) -> str:
         """Some lines of text for people."""
         name = self.model or (f"not a model of this package ({self.relative})" if self.relative else "not a known SAM")
+        if self.training and not self.loadable:
+            name = "the state of a training run; only what is trained is in it"
         lines = [
             f"{self.path}: {name}",
             f"  format      {self.format}, {self.dtype}, {self.size_bytes / 1e6:.1f} MB",
@@ -72,6 +76,9 @@ class CheckpointInfo:
             lines.append(f'  wrapped in  "{self.wrapper}" of a trainer\'s dictionary')
         if self.prefix:
             lines.append(f'  prefix      "{self.prefix}" before every name')
+        if self.training:
+            lines.append(f"  training    {self.training}; the same command goes on from it")
+            lines.append("              for other uses take best.safetensors or last.safetensors beside it")
         if self.published:
             lines.append(f"  published   {self.published}")
         if self.model:
@@ -107,6 +114,7 @@ def inspect(file: WeightFile, published: str = "") -> CheckpointInfo:
         prefix=file.prefix,
         published=published,
         relative=relative_of(shapes),
+        training=file.training,
     )
 
 

@@ -11,7 +11,7 @@ import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 """What the names of every SAM's entries begin with, once prefixes are gone."""
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "network", "net", "module")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "network", "net", "module", "weights")
 """Keys under which trainers keep the weights, beside the optimizer's state and counters."""
 
 SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
@@ -58,6 +58,8 @@ class WeightFile:
     """What all names began with, now removed: `module.`, `model.sam.`, or ''."""
     metadata: dict[str, str]
     """Text stored beside the tensors (safetensors only)."""
+    training: str = ""
+    """Where the training run stood whose state this is (`resume.pt` of this package's loop), or ''."""
 
 
 def read_weight_file(path: Path, expected_bytes: int | None = None) -> WeightFile:
@@ -85,8 +87,9 @@ def read_weight_file(path: Path, expected_bytes: int | None = None) -> WeightFil
         raise CheckpointError(
             f"{path} is not a weight file: it starts with {head[:12]!r}. Expected .pth, .pt or .safetensors."
         )
-    state_dict, wrapper = _unwrap(path, _unpickle(path, mmap=head.startswith(b"PK")))
-    return _cleaned(path, "PyTorch", state_dict, wrapper, {})
+    loaded = _unpickle(path, mmap=head.startswith(b"PK"))
+    state_dict, wrapper = _unwrap(path, loaded)
+    return replace(_cleaned(path, "PyTorch", state_dict, wrapper, {}), training=_training_state(loaded))
 
 
 def _refuse_what_is_no_weights(path: Path, head: bytes) -> None:
@@ -177,6 +180,15 @@ def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
             f"{path} holds no tensors by name; its keys are {', '.join(map(str, list(loaded)[:5])) or 'none'}."
         )
     return tensors, ".".join(wrapper)
+
+
+def _training_state(loaded: Any) -> str:
+    """What `training/loop.py` notes beside the weights that it goes on from, in words; '' for any other file."""
+    position, identity = (loaded.get(key) if isinstance(loaded, Mapping) else None for key in ("position", "identity"))
+    if not isinstance(position, Mapping) or not isinstance(identity, Mapping):
+        return ""
+    trained = f" ({identity['train']})" if "train" in identity else ""
+    return f"of {identity.get('model', '?')}{trained}, epoch {position.get('epoch')}, step {position.get('step')}"
 
 
 def _cleaned(

@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from segment_anything._amg_options import AutomaticMaskOptions
+from segment_anything._whole_file import whole
 from segment_anything.cli import app
-from segment_anything.cli._files import whole, write_json
+from segment_anything.cli._files import write_json
 from segment_anything.cli._jobs import find_jobs
 from segment_anything.cli._options import field_docs
 from segment_anything.datasets import open_dataset
@@ -425,3 +426,13 @@ class TestModelsAndDoctor:
         (tmp_path / "notes.pth").write_text("no weights")
         result = run("doctor", tmp_path / "notes.pth", status=1)
         assert "notes.pth" in result.output
+
+    def test_doctor_looks_at_the_other_files_when_one_is_strange(self, tmp_path: Path) -> None:
+        from segment_anything import load_sam, save_checkpoint
+
+        (tmp_path / "notes.pth").write_text("no weights")
+        good = save_checkpoint(load_sam("nano", checkpoint="random"), tmp_path / "mine.safetensors")
+        assert "mine.safetensors: nano" in run("doctor", tmp_path / "notes.pth", good, status=1).stdout
+        bad, fine = json.loads(run("doctor", tmp_path / "notes.pth", good, "--json", status=1).stdout)
+        assert "is not a weight file" in bad["error"]
+        assert (bad["loadable"], fine["loadable"]) == (False, True)

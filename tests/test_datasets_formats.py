@@ -38,7 +38,7 @@ def test_every_format_gives_the_same_objects(name: str, tmp_path: Path) -> None:
         assert found == {(use(label), toy_data.mask(box).tobytes()) for label, box in expected}
 
 
-@pytest.mark.parametrize("name", ["csv", "voc"])
+@pytest.mark.parametrize("name", ["csv", "davis", "voc"])
 def test_splits_are_read(name: str, tmp_path: Path) -> None:
     toy_data.WRITERS[name](tmp_path)
     assert open_dataset(tmp_path).splits == ("train", "valid")
@@ -188,3 +188,23 @@ def test_shared_sets_open(shared: Path) -> None:
     sample = train[0]
     assert sample.masks.any(axis=(1, 2)).all()
     assert len(sample.labels) == len(sample.masks)
+
+
+def test_davis_2016_lists_name_frames_and_every_value_is_an_object(tmp_path: Path) -> None:
+    toy_data.write_davis(tmp_path)
+    for file, film, stem in (("train", "cows", "b"), ("val", "bear", "a")):
+        line = f"/JPEGImages/480p/{film}/{stem}.jpg /Annotations/480p/{film}/{stem}.png\n"
+        (tmp_path / f"ImageSets/2017/{file}.txt").write_text(line)
+    [sample] = open_dataset(tmp_path, split="valid").samples
+    assert sample.name == "480p/bear/a.jpg"
+    labels = toy_data.label_map("a")
+    labels[labels == 2] = 255
+    toy_data.save(tmp_path / "Annotations/480p/bear/a.png", labels)
+    assert sample.read().masks.sum(axis=(1, 2)).tolist() == [12, 25]
+
+
+def test_davis_label_maps_without_frames_are_refused(tmp_path: Path) -> None:
+    toy_data.write_davis(tmp_path)
+    (tmp_path / "JPEGImages/480p/bear/a.jpg").unlink()
+    with pytest.raises(ValueError, match="1 of 2 samples cannot be used"):
+        open_dataset(tmp_path)

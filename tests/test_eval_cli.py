@@ -1,11 +1,17 @@
 """`segment-anything evaluate`, with a small random network on a handful of tiny images."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_transformers
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -89,6 +95,47 @@ def test_shards_are_gathered_by_a_run_without_shard(tmp_path: Path) -> None:
     assert "Incomplete: 1 of 2 images." in (out / "points-boxes.md").read_text()
     evaluate(*call, "--shard", "1/2")
     assert json.loads(evaluate(*call, "--json").stdout)["values"]["images"] == 2
+
+
+def test_a_run_killed_in_the_middle_is_finished_by_shards_and_gives_the_same_figures(tmp_path: Path) -> None:
+    data, out = data_set(tmp_path / "data", count=12), tmp_path / "out"
+    call = ["points-boxes", data, *RANDOM, "--clicks", "1,2", "--boxes", "noisy", "--noc-limit", "2"]
+    whole = json.loads(evaluate(*call, "--json").stdout)["values"]
+    command = [sys.executable, "-m", "segment_anything", "evaluate", *map(str, call), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = out / "rows-points-boxes-0of1.jsonl"
+    while process.poll() is None and not (rows.exists() and rows.read_text().count("\n") >= 3):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = rows.read_text().splitlines()
+    assert 3 <= len(before) < 13
+    for shard in ("0/2", "1/2"):
+        evaluate(*call, "--out", out, "--shard", shard)
+    values = json.loads(evaluate(*call, "--out", out, "--json").stdout)["values"]
+    assert rows.read_text().splitlines()[: len(before) - 1] == before[:-1]  # not measured again
+    assert sum(len(file.read_text().splitlines()) - 1 for file in out.glob("rows-*.jsonl")) <= 13
+    same = {name for name in whole if not name.endswith("_ms")}
+    assert {name: values[name] for name in same} == {name: whole[name] for name in same}
+
+
+@pytest.mark.parametrize("save", [tiny_transformers.save_owlv2, tiny_transformers.save_clip])
+def test_class_names_are_asked_for_as_phrases(tmp_path: Path, save: Any) -> None:
+    data, by = data_set(tmp_path / "data", count=1), save(tmp_path / "by")
+    call = ["text", data, *RANDOM, "--text-model", by, "--out", tmp_path / "out", "--json"]
+    report = json.loads(evaluate(*call).stdout)
+    assert (report["values"]["images"], report["values"]["phrases"]) == (1, 1)
+    assert 0 <= report["values"]["hit_rate"] <= report["values"]["hit_rate_any"] <= 1
+    assert report["settings"]["text_model"] == "by"
+    assert (tmp_path / "out/text.md").is_file()
+
+
+def test_text_needs_class_names(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        Image.fromarray(np.full((20, 20), 255, np.uint8)).save(tmp_path / part / "1.png")
+    by = tiny_transformers.save_owlv2(tmp_path / "by")
+    assert "names no classes" in evaluate("text", tmp_path, *RANDOM, "--text-model", by, status=1).stderr
 
 
 def test_other_weights_are_not_mixed_into_the_same_folder(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 
 from segment_anything.detectors import BoxFile
 from segment_anything.evaluation.data import images_of, open_images
-from segment_anything.evaluation.interact import Encoded, boxes_to_masks, click_through
+from segment_anything.evaluation.interact import Encoded, boxes_to_masks, click_through, usable_boxes
 from segment_anything.evaluation.metrics import iou
 from segment_anything.evaluation.options import PointsBoxesOptions
 from segment_anything.evaluation.pictures import draw_points_boxes
@@ -225,30 +225,30 @@ def test_plots_and_the_sheet_of_worst_objects_are_drawn(tmp_path: Path) -> None:
             assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 3
 
 
-def davis(root: Path) -> Path:
-    for film in ("bear", "cows"):
-        for part in ("JPEGImages", "Annotations"):
-            (root / part / "480p" / film).mkdir(parents=True)
-        for frame in range(2):
-            PillowImage.new("RGB", (20, 10)).save(root / "JPEGImages/480p" / film / f"{frame:05d}.jpg")
-            labels = np.zeros((10, 20), np.uint8)
-            labels[2:5, 3:9], labels[6:8, 3:9] = 1, 255
-            PillowImage.fromarray(labels).save(root / "Annotations/480p" / film / f"{frame:05d}.png")
-    return root
+@pytest.mark.parametrize(
+    ("box", "usable"),
+    [
+        ((3, 2, 3, 5), (3, 2, 4, 5)),  # one pixel wide: corners at the outer pixels are the same column
+        ((19, 9, 19, 9), (19, 9, 20, 10)),  # the last pixel of the image
+        ((-4, -4, 30, 30), (0, 0, 20, 10)),
+        ((40, 40, 60, 60), (19, 9, 20, 10)),  # outside
+    ],
+)
+def test_boxes_are_clipped_and_at_least_a_pixel_wide_and_high(
+    box: tuple[float, ...], usable: tuple[float, ...]
+) -> None:
+    assert usable_boxes(np.array([box], float), (10, 20)).tolist() == [list(usable)]
 
 
-def test_davis_frames_are_read_with_every_value_an_object(tmp_path: Path) -> None:
-    items = open_images(davis(tmp_path))
-    assert [item.name for item in items] == [f"480p/{film}/{k:05d}.jpg" for film in ("bear", "cows") for k in (0, 1)]
-    assert items[0].read().masks.sum(axis=(1, 2)).tolist() == [18, 12]
-
-
-def test_davis_without_frames_is_refused(tmp_path: Path) -> None:
-    root = davis(tmp_path)
-    for file in (root / "JPEGImages/480p/bear").iterdir():
-        file.unlink()
-    with pytest.raises(ValueError, match="2 of 4 samples cannot be used"):
-        open_images(root)
+def test_an_object_one_pixel_wide_is_measured_by_its_box(tmp_path: Path) -> None:
+    folder = squares(tmp_path, count=1)
+    image, labels = np.zeros((100, 120, 3), np.uint8), np.zeros((100, 120), np.uint8)
+    image[10:50, 30], labels[10:50, 30] = RED, 1
+    PillowImage.fromarray(image).save(folder / "images/0.png")
+    PillowImage.fromarray(labels).save(folder / "masks/0.png")
+    values = measured(folder, PointsBoxesOptions(clicks=(1,), boxes=("truth", "noisy"), noc_limit=0))
+    assert values["objects"] == 1
+    assert 0 <= values["box_truth_miou"] <= 1
 
 
 def test_items_of_a_data_set_keep_its_order(shared: Path) -> None:

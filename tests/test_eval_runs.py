@@ -110,9 +110,30 @@ def test_an_unreadable_image_is_skipped_and_named(tmp_path: Path) -> None:
     assert again.measured == []
 
 
-def test_too_many_unreadable_images_end_the_run() -> None:
-    with pytest.raises(ValueError, match="1 of 7 samples cannot be used"):
-        run(Squares(broken=(1, 2)), NUMBERS)
+def test_an_image_that_was_repaired_is_measured_by_the_next_run(tmp_path: Path) -> None:
+    many = [Number(value) for value in range(20)]
+    run(Squares(broken=(3,)), many, folder=tmp_path, shard=Shard(1, 2))
+    repaired = Squares()
+    done = run(repaired, many, folder=tmp_path)
+    assert repaired.measured == [0, 2, 3, *range(4, 20, 2)]
+    assert (len(done.rows), done.skipped) == (20, ())
+    last = Squares(broken=(3,))
+    assert len(run(last, many, folder=tmp_path).rows) == 20
+    assert last.measured == []
+
+
+def test_too_many_unreadable_images_end_the_run_and_the_next_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="1 of 7 samples cannot be used"):
+            run(Squares(broken=(1, 2)), NUMBERS, folder=tmp_path)
+
+
+def test_a_first_line_cut_short_by_a_crash_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "rows-squares-0of1.jsonl").write_text('{"settings": {"da')
+    assert run(Squares(), NUMBERS, folder=tmp_path).complete
+    last = Squares()
+    assert run(last, NUMBERS, folder=tmp_path).complete
+    assert last.measured == []
 
 
 def test_an_empty_data_set_is_refused() -> None:

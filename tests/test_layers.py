@@ -13,7 +13,10 @@ PACKAGE = "segment_anything"
 ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 ROWS = [
-    ("geometry", "masks geometry images utils.transforms _optional _onnxruntime _download _weight_file _namesakes"),
+    (
+        "geometry",
+        "masks geometry images utils.transforms _optional _onnxruntime _download _weight_file _namesakes _whole_file",
+    ),
     (
         "values",
         "_tiles prompts embedding _embedding_file records record_formats label_map utils.amg _amg_options _amg_clicks",

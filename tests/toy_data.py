@@ -139,6 +139,17 @@ def write_voc(root: Path) -> None:
     (root / "labels.txt").write_text("cat\ndog\n")
 
 
+def write_davis(root: Path) -> None:
+    """Two films of one frame each, in two splits."""
+    for stem, film in zip(OBJECTS, ("bear", "cows"), strict=True):
+        save(root / f"JPEGImages/480p/{film}/{stem}.jpg", photo(stem))
+        save(root / f"Annotations/480p/{film}/{stem}.png", label_map(stem))
+    lists = root / "ImageSets/2017"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("bear\n")
+    (lists / "val.txt").write_text("cows\n")
+
+
 def write_labelmap(root: Path) -> None:
     """PNG label maps, values are objects."""
     for stem in OBJECTS:
@@ -182,6 +193,7 @@ def write_index(root: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "coco": write_coco,
     "csv": write_csv,
+    "davis": write_davis,
     "index": write_index,
     "labelmap": write_labelmap,
     "labelme": write_labelme,
@@ -190,4 +202,4 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "voc": write_voc,
     "yolo": write_yolo,
 }
-WITHOUT_CLASSES = ("labelmap", "pairs", "sa1b")
+WITHOUT_CLASSES = ("davis", "labelmap", "pairs", "sa1b")

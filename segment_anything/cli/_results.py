@@ -14,7 +14,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from segment_anything.cli._files import whole, write_json, write_png
+from segment_anything._whole_file import whole
+from segment_anything.cli._files import write_json, write_png
 from segment_anything.cli._jobs import Job
 
 

@@ -7,16 +7,24 @@ segment-anything evaluate points-boxes coco/annotations.json --model vit_b --out
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from segment_anything._amg_options import AutomaticMaskOptions
+from segment_anything.cli._evaluation import (
+    RunOptions,
+    measure,
+    numbers,
+    origin_of,
+    print_figures,
+    progress_bar,
+    short_name,
+    warn,
+    words,
+)
 from segment_anything.cli._model import ModelOptions
 from segment_anything.cli._options import Panel, expand_dataclasses
 from segment_anything.evaluation.options import (
@@ -24,10 +32,8 @@ from segment_anything.evaluation.options import (
     EdgeOptions,
     InstanceOptions,
     PointsBoxesOptions,
+    TextOptions,
 )
-
-if TYPE_CHECKING:
-    from segment_anything.modeling import Sam
 
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -36,20 +42,6 @@ app = typer.Typer(
     add_completion=False,
     help=__doc__,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run is kept and split."""
-
-    out: Path | None = None
-    """Folder for the report (JSON, Markdown, PNG) and for the rows that let a run go on where it stopped."""
-    shard: str = "0/1"
-    """Part i of n of the images, for several processes that share --out: 0/4, 1/4, 2/4, 3/4."""
-    limit: int | None = None
-    """Only the first so many images, for a quick look."""
-    json: bool = False
-    """Print JSON for machines."""
 
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder or file of the data set.")]
@@ -89,18 +81,18 @@ def bars(
         max_objects=max_objects,
         seed=seed,
         click_masks=click_masks,
-        track=_track(),
+        track=progress_bar(),
     ):
         measured.append(one)
-        _warn(one.skipped)
+        warn(one.skipped)
     rows = bar_rows(measured)
-    origin = _provenance(provenance, sam, str(data), seed)
+    origin = origin_of(provenance, sam, str(data), seed)
     if as_json:
         names = ("title", "value", "bar", "goal", "verdict")
         plain = [dict(zip(names, row, strict=True)) for row in rows]
         print(json.dumps({"bars": plain, "values": {o.data: o.values for o in measured}, "origin": asdict(origin)}))
         return
-    _print_table(("figure", "value", "bar", "goal", ""), rows)
+    print_figures(("figure", "value", "bar", "goal", ""), rows)
     print(f"{origin.model}, weights {origin.weights}, commit {origin.commit}, seed {origin.seed}, {origin.date}")
 
 
@@ -127,10 +119,10 @@ def points_boxes(
     from segment_anything.evaluation.pictures import draw_points_boxes
     from segment_anything.evaluation.points_boxes import PointsBoxes
 
-    chosen = replace(options, clicks=_numbers(clicks), boxes=_words(boxes))
+    chosen = replace(options, clicks=numbers(clicks), boxes=words(boxes))
     items = open_images(data, format, split)
     protocol = PointsBoxes(model.load(), chosen, None if detections is None else BoxFile(detections))
-    _measure(protocol, items, run, protocol.sam, _named(data), options.seed, draw_points_boxes)
+    measure(protocol, items, run, protocol.sam, short_name(data), options.seed, draw_points_boxes)
 
 
 @app.command()
@@ -149,12 +141,12 @@ def instance(
 
     detected = open_detected(truth, detections, images)
     protocol = Instance(model.load(), detected, options)
-    _measure(
+    measure(
         protocol,
         detected.images,
         run,
         protocol.sam,
-        f"{_named(truth)}, {_named(detections)}",
+        f"{short_name(truth)}, {short_name(detections)}",
         0,
         lambda p, rows, _, out: draw_instance(p, rows, out),
     )
@@ -191,7 +183,7 @@ def proposals(
     full = asdict(AutomaticMaskOptions(**settings))
     generator: Any = SamAutomaticMaskGenerator(sam, **full)
     protocol = Proposals(generator.generate, {**full, "weights": weights_of(sam)})
-    _measure(protocol, items, run, sam, _named(data), 0)
+    measure(protocol, items, run, sam, short_name(data), 0)
 
 
 @app.command()
@@ -213,85 +205,38 @@ def edges(
     items = open_bsds(data, split)
     sam = None if maps else model.load()
     protocol = Edges.of_folder(maps, options) if maps else Edges.of_model(sam, options, maps_options)  # type: ignore[arg-type]
-    _measure(protocol, items, run, sam, _named(data), 0, lambda p, rows, _, out: draw_edges(p, rows, out))
+    measure(protocol, items, run, sam, short_name(data), 0, lambda p, rows, _, out: draw_edges(p, rows, out))
 
 
-def _measure(
-    protocol: Any,
-    items: Sequence[Any],
-    run: RunOptions,
-    sam: Sam | None,
-    data: str,
-    seed: int,
-    draw: Callable[..., list[Path]] | None = None,
+@app.command()
+@expand_dataclasses
+def text(
+    data: Data,
+    model: Annotated[ModelOptions, Panel("Model")],
+    run: Annotated[RunOptions, Panel("Run")],
+    options: Annotated[TextOptions, Panel("Protocol")],
+    text_model: Annotated[
+        str,
+        typer.Option(
+            help="What understands phrases: Grounding DINO or OWLv2 (boxes), CLIP or SigLIP (ranks automatic masks, or "
+            "the encoder of a --checkpoint trained with text); folder or hub name."
+        ),
+    ] = "IDEA-Research/grounding-dino-tiny",
+    min_score: Annotated[float, typer.Option(help="Lowest score of a mask; by default the text model's own.")] = 0.0,
+    format: Format = "auto",
+    split: Split = None,
 ) -> None:
-    """Run a protocol, print its figures, and write its report."""
-    from segment_anything.evaluation.report import Report, number, provenance
-    from segment_anything.evaluation.runs import Shard
-    from segment_anything.evaluation.runs import run as measure
-
-    chosen = items[: run.limit]
-    done = measure(protocol, chosen, folder=run.out, data=data, shard=Shard.parse(run.shard), track=_track())
-    origin = _provenance(provenance, sam, data, seed)
-    values = dict(protocol.values(done.rows))
-    report = Report(protocol.name, values, origin, dict(protocol.settings()), done.skipped, done.total)
-    _warn(done.skipped)
-    if run.out is not None:
-        report.write(run.out)
-        if draw is not None and done.complete:
-            draw(protocol, done.rows, chosen, run.out)
-    if run.json:
-        print(report.json())
-        return
-    _print_table((protocol.name, "value"), [(name, number(value)) for name, value in values.items()])
-    if not done.complete:
-        print(f"{len(done.rows) + len(done.skipped)} of {done.total} images: other shards are still to come.")
-
-
-def _provenance(make: Callable[..., Any], sam: Sam | None, data: str, seed: int) -> Any:
-    if sam is None:
-        return make(model="none", weights="none", data=data, seed=seed)
+    """Hit rate of masks for phrases: the class names of a data set, asked for in every image that shows the class."""
+    from segment_anything.cli._named import text_route
+    from segment_anything.datasets import open_dataset
+    from segment_anything.evaluation.data import images_of
     from segment_anything.evaluation.interact import weights_of
+    from segment_anything.evaluation.text import Grounder, TextToMask
+    from segment_anything.grounding import GroundingOptions
 
-    return make(model=sam.name, weights=weights_of(sam), data=data, seed=seed, device=sam.device)
-
-
-def _named(data: Path) -> str:
-    """A data set as reports name it: the end of its path, which is the same on every machine that shares it."""
-    return "/".join(data.resolve().parts[-2:])
-
-
-def _track() -> Callable[[Sequence[Any]], Iterable[Any]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not console.is_terminal or "CI" in os.environ:
-        return lambda items: items
-    return lambda items: track(items, "images", console=console, transient=True)
-
-
-def _warn(lines: Iterable[str]) -> None:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for line in lines:
-        console.print(f"skipped: {line}", markup=False)
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, soft_wrap=True).print(table)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(word) for word in _words(text)}))
-    except ValueError as error:
-        raise ValueError(f"--clicks must be numbers with commas, such as 1,3,5; got {text!r}") from error
+    dataset = open_dataset(data, format, split)
+    sam, by = text_route(model, text_model, min_score or None)
+    origin = {"text_model": Path(text_model).name, "min_score": min_score, "weights": weights_of(sam)}
+    grounder = Grounder(sam, by, GroundingOptions(min_score=min_score))
+    protocol = TextToMask(grounder, dataset.classes, origin, options)
+    measure(protocol, images_of(dataset), run, sam, short_name(data), options.seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from segment_anything.datasets.base import Dataset, SampleError, SkippedSamples
 from segment_anything.datasets.coco import coco_files, open_coco
 from segment_anything.datasets.csv_list import csv_file, open_csv
+from segment_anything.datasets.davis import looks_like_davis, open_davis
 from segment_anything.datasets.folders import folder_pairs, open_labelmap, open_pairs
 from segment_anything.datasets.index_jsonl import INDEX, open_index
 from segment_anything.datasets.labelme import looks_like_labelme, open_labelme
@@ -20,6 +21,7 @@ from segment_anything.images import list_images
 FORMATS: dict[str, Callable[[Path], Dataset]] = {
     "coco": open_coco,
     "csv": open_csv,
+    "davis": open_davis,
     "index": open_index,
     "labelmap": open_labelmap,
     "labelme": open_labelme,
@@ -70,8 +72,8 @@ def detect_format(path: str | PathLike[str]) -> str:
     if name is None:
         raise ValueError(
             f"{root}: the format of this data set could not be told. Looked for index.jsonl, data.yaml (YOLO), "
-            "JPEGImages with SegmentationObject (VOC), COCO, SA-1B or labelme JSON, one CSV list, and the folders "
-            "images and masks. "
+            "JPEGImages with SegmentationObject (VOC) or films in Annotations (DAVIS), COCO, SA-1B or labelme JSON, a "
+            "CSV list, and the folders images and masks. "
             f"Name it with format= (--format): {', '.join(sorted(FORMATS))}."
         )
     return name
@@ -89,6 +91,8 @@ def _of_folder(path: Path) -> str | None:
         return "yolo"
     if voc_root(path) is not None:
         return "voc"
+    if looks_like_davis(path):
+        return "davis"
     if coco_files(path):
         return "coco"
     for file in islice(path.rglob("*.json"), _PEEK):

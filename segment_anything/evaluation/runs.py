@@ -108,8 +108,8 @@ def run(
     Args:
         protocol: what to measure.
         items: the whole data set.
-        folder: where rows are kept (`rows-<protocol>-<i>of<n>.jsonl`); rows found there, of any shard, are not measured
-            again. None keeps them in memory.
+        folder: where rows are kept (`rows-<protocol>-<i>of<n>.jsonl`); images with rows there, of any shard, are not
+            measured again. None keeps them in memory.
         data: name of the data set; rows of another one are not mixed in.
         shard: the part to measure here; the whole by default.
         track: wraps the loop, for a progress bar.
@@ -129,15 +129,17 @@ def run(
     done = {} if folder is None else _read_rows(Path(folder), protocol.name, settings)
     writer = None if folder is None else _Writer(_rows_file(Path(folder), protocol.name, part), settings)
     skipped = SkippedSamples(len(items))
-    missing = [item for item in part.of(items) if item.name not in done]
+    # What could not be used is tried again: the file may be there by now, and too many are an error every time.
+    missing = [item for item in part.of(items) if "skipped" in done.get(item.name, {"skipped": ""})]
     for item in track(missing):
+        before = done.get(item.name)
         try:
             row = {"image": item.name, **protocol.measure(item)}
         except SampleError as error:
             row = {"image": item.name, "skipped": str(error)}
             skipped.add(item.name, str(error))
         done[item.name] = row
-        if writer is not None:
+        if writer is not None and row != before:
             writer.write(row)
     here = [done[name] for name in names if name in done]
     return Progress(
@@ -164,7 +166,9 @@ def _read_rows(folder: Path, name: str, settings: Row) -> dict[str, Row]:
                 f"{file} holds rows of other settings ({_difference(header.get('settings') or {}, settings)}). "
                 "Choose another output folder, or delete the file to start again."
             )
-        rows |= {str(row["image"]): row for row in lines[1:]}
+        for row in lines[1:]:
+            if "skipped" not in row or "skipped" in rows.get(str(row["image"]), row):
+                rows[str(row["image"])] = row
     return rows
 
 
@@ -193,9 +197,10 @@ class _Writer:
     def __init__(self, file: Path, settings: Row) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file = file
-        if file.exists() and file.stat().st_size:
+        if file.exists() and _parse(file.read_text().partition("\n")[0]) is not None:
             _end_with_newline(file)
-        else:
+        else:  # a new file, or one whose first line a crash cut short
+            file.write_text("")
             self.write({"settings": settings})
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Text -> mask: does the best mask for a phrase hit an object that the phrase names?
 
 Phrases are the class names of a data set, each asked for in every image that holds the class (and, for false alarms, in
-some that do not). Anything with `segment(image, phrase)` can be measured.
+some that do not). Anything with `segment(image, phrase)` can be measured; `Grounder` is the package's own way.
 """
 
 import zlib
@@ -12,10 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+from segment_anything.datasets.base import ONE_CLASS
 from segment_anything.evaluation.data import Image
 from segment_anything.evaluation.metrics import Bool, iou
 from segment_anything.evaluation.options import TextOptions
 from segment_anything.evaluation.runs import Row, Value
+from segment_anything.grounding import GroundingOptions, Route, segment
+from segment_anything.modeling import Sam
 from segment_anything.records import MaskRecord, record_mask
 
 
@@ -25,6 +29,33 @@ class TextSegmenter(Protocol):
     def segment(self, image: NDArray[np.uint8], phrase: str) -> Sequence[MaskRecord]:
         """Masks in `image`, (H, W, 3) uint8 RGB, the best first; none found is an empty list."""
         ...
+
+
+class Grounder:
+    """`grounding.segment` as a `TextSegmenter`; the automatic masks that a ranking needs are made once an image."""
+
+    def __init__(self, sam: Sam, by: Route, options: GroundingOptions | None = None, generator: Any = None) -> None:
+        """Answer by a detector, a ranking, or a SAM trained with text (`by`), with masks of `sam` (or `generator`)."""
+        self.sam, self.by, self.options = sam, by, options
+        self.generator = _Remembered(generator or SamAutomaticMaskGenerator(sam))
+
+    def segment(self, image: NDArray[np.uint8], phrase: str) -> Sequence[MaskRecord]:
+        """Masks of what `phrase` names in `image`, the surest first."""
+        return segment(image, phrase, self.by, sam=self.sam, generator=self.generator, options=self.options).records
+
+
+class _Remembered:
+    """A mask generator that keeps the records of the last image."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        self._image: NDArray[np.uint8] | None = None
+        self._records: list[Any] = []
+
+    def generate(self, image: NDArray[np.uint8]) -> list[Any]:
+        if self._image is not image:
+            self._image, self._records = image, self._generator.generate(image)
+        return self._records
 
 
 class TextToMask:
@@ -39,7 +70,16 @@ class TextToMask:
         origin: Mapping[str, Any],
         options: TextOptions | None = None,
     ) -> None:
-        """Ask `segmenter` for the `classes` of a data set; `origin` says what it is."""
+        """Ask `segmenter` for the `classes` of a data set; `origin` says what it is.
+
+        Raises:
+            ValueError: if the data set names no classes.
+        """
+        if tuple(classes) == ONE_CLASS:
+            raise ValueError(
+                "the data set names no classes, so there is nothing to ask for: text needs a format with class names "
+                "(COCO, YOLO, VOC, labelme, a label map with classes.txt, a CSV list with the column label)."
+            )
         self.segmenter = segmenter
         self.classes = tuple(classes)
         self.origin = origin

@@ -1,13 +1,12 @@
-"""Files that appear whole or not at all, so that a kill or a full disk never costs the previous checkpoint."""
+"""Saving while training: whole or not at all, and one line that says what to do when it fails."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-_PART = ".part"
+from segment_anything import _whole_file
 
 
 class SaveError(OSError):
@@ -20,16 +19,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         SaveError: if it could not be written (a full disk, a folder without write permission).
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        _whole_file.write_whole(path, write)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when a write fails
-        part.unlink(missing_ok=True)
         raise SaveError(
             f"{path} could not be written ({error}). What was there before is unharmed: free some space, then run the "
             "same command again."
@@ -43,9 +35,3 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
         SaveError: as `write_whole`.
     """
     write_whole(path, lambda file: torch.save(content, file))
-
-
-def remove_parts(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`."""
-    for part in folder.glob(f".*{_PART}"):
-        part.unlink(missing_ok=True)

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from segment_anything._whole_file import remove_parts
 from segment_anything.datasets import SampleError, Skipped, SkippedSamples
 from segment_anything.training.distributed import Workers
-from segment_anything.training.files import remove_parts, save_tensors
+from segment_anything.training.files import save_tensors
 from segment_anything.training.options import LoopOptions
 from segment_anything.training.parameters import parameter_groups
 from segment_anything.training.report import Report
