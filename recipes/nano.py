@@ -22,25 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from nano_data import CropOptions, Crops, Packed, pack, validation
-
-from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.nano import build_nano_parts
-from segment_anything.simulate import mask_boxes, noisy_boxes, random_error_points, random_points
-from segment_anything.training.losses import (
-    DICE_WEIGHT,
-    FOCAL_WEIGHT,
-    IOU_WEIGHT,
-    dice_loss,
-    focal_loss,
-    true_iou,
-)
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
+from nano_data import CropOptions, Crops, Packed, pack
+from nano_optimizer import Master
+from nano_step import Nano, check, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +47,17 @@ class Options:
     """Objects of each crop; half are prompted by a box, half by a point."""
     sizes: str = "256:0.5,384:0.25,512:0.25"
     """Sides of the crops in input pixels, each with its share of the steps; larger crops come in smaller batches."""
-    lr: float = 4e-4
+    lr: float = 3e-4
     """Largest learning rate. At 1e-3 the loss stalls after 500 steps while the gradients grow."""
     weight_decay: float = 0.05
     """On matrices and kernels only."""
     warmup: int = 200
     """Steps of linear warm-up."""
-    decay: float = 0.3
+    decay: float = 0.5
     """Share of the steps over which the learning rate falls to zero."""
     ema: float = 0.998
     """Decay of the moving average a step."""
-    rounds: str = "0.35,0.3,0.2,0.15"
+    rounds: str = "0.7,0.15,0.1,0.05"
     """Chance of 0, 1, 2, 3 rounds of corrections after the first prompt."""
     save_every: int = 100
     """Steps between checkpoints."""
@@ -87,173 +73,10 @@ class Options:
     """Processes that cut crops."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    muon: float = 1.0
+    """Factor of the learning rate for matrices under Muon; 0 uses AdamW for all."""
     minutes: float = 0.0
     """Stop (saving) after this time; 0 never."""
-
-
-class Nano(nn.Module):
-    """The three parts in one module, for any square crop."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.image_encoder, self.prompt_encoder, self.mask_decoder = build_nano_parts(size)
-        self.resize(size)
-
-    def resize(self, size: int) -> None:
-        """Set the side of the square input; no weight depends on it."""
-        grid = size // self.image_encoder.patch_size
-        self.image_encoder.img_size = size
-        self.prompt_encoder.input_image_size = (size, size)
-        self.prompt_encoder.image_embedding_size = (grid, grid)
-        self.prompt_encoder.mask_input_size = (4 * grid, 4 * grid)
-
-    def normalise(self, images: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) uint8 -> float, zero in the padding."""
-        mean = torch.tensor(PIXEL_MEAN, device=images.device).view(3, 1, 1)
-        std = torch.tensor(PIXEL_STD, device=images.device).view(3, 1, 1)
-        dtype = self.prompt_encoder.no_mask_embed.weight.dtype
-        values = (images.float() - mean) / std * inside[:, None]
-        return values.to(dtype).contiguous(memory_format=torch.channels_last)
-
-    def decode(self, features, points, boxes, masks):
-        """All four masks and predicted IoU of N objects; prompts in input pixels."""
-        dtype = self.prompt_encoder.no_mask_embed.weight.dtype
-        sparse, dense = self.prompt_encoder(points, boxes, None if masks is None else masks.to(dtype))
-        dense = self.prompt_encoder.ground(dense, features)
-        pe = self.prompt_encoder.get_dense_pe()
-        return self.mask_decoder.predict_masks(features, pe, sparse, dense)
-
-
-class Master:
-    """Float32 master weights and their moving average behind a bfloat16 model; plain AdamW otherwise."""
-
-    def __init__(self, model: nn.Module, options: Options, half: bool) -> None:
-        self.model, self.options, self.half = model, options, half
-        self.names = [name for name, _ in model.named_parameters()]
-        self.master = [p.detach().float().clone() for p in model.parameters()]
-        if half:
-            for module in model.modules():
-                if not isinstance(module, nn.LayerNorm | nn.BatchNorm2d | LayerNorm2d):
-                    for p in module.parameters(recurse=False):
-                        p.data = p.data.bfloat16()
-        matrices = [p for p in self.master if p.ndim > 1]
-        vectors = [p for p in self.master if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.999), fused=True)
-        self.average = {name: t.clone() for name, t in self.state().items()}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Float32 weights and buffers by name."""
-        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        state.update(zip(self.names, self.master, strict=True))
-        return state
-
-    def step(self, rate: float, decay: float) -> float:
-        """One update from the model's gradients; the gradient's norm before clipping."""
-        for master, p in zip(self.master, self.model.parameters(), strict=True):
-            master.grad = None if p.grad is None else p.grad.float()
-            p.grad = None
-        norm = float(torch.nn.utils.clip_grad_norm_(self.master, 1.0))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        with torch.no_grad():
-            for master, p in zip(self.master, self.model.parameters(), strict=True):
-                p.copy_(master)
-            for name, value in {**self.model.state_dict(), **dict(zip(self.names, self.master, strict=True))}.items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value.float(), 1 - decay)
-                else:
-                    self.average[name].copy_(value)
-        return norm
-
-    def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over float32 weights and buffers."""
-        self.model.load_state_dict(state)
-        for name, master in zip(self.names, self.master, strict=True):
-            master.copy_(state[name])
-
-
-def combined_loss(logits, iou, truth, ambiguous: bool):
-    """The paper's loss on the best of three, and the same on the single mask; true IoU for the log."""
-    logits, truth = logits.float(), truth.float()
-    each = FOCAL_WEIGHT * focal_loss(logits, truth) + DICE_WEIGHT * dice_loss(logits, truth)  # N 4
-    quality = true_iou(logits.detach(), truth)
-    error = (iou.float() - quality).square()
-    best, single = each[:, 1:].min(dim=1).values.mean(), each[:, 0].mean()
-    weights = (1.0, 0.3) if ambiguous else (0.5, 1.0)
-    return weights[0] * best + weights[1] * single + IOU_WEIGHT * error.mean(), quality
-
-
-def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
-    """The loss of one batch over all rounds, and the numbers worth logging."""
-    images, masks, inside = batch
-    model.resize(images.shape[-1])
-    features = model.image_encoder(model.normalise(images, inside))
-    count = masks.shape[1] // 2
-    size = model.image_encoder.img_size
-    generator = torch.Generator(device=images.device).manual_seed(int(rng.integers(2**31)))
-    total, shown = 0.0, {}
-    per_object = features.repeat_interleave(count, dim=0).contiguous(memory_format=torch.channels_last)
-    for kind, part in (("box", slice(0, count)), ("point", slice(count, 2 * count))):
-        truth = masks[:, part].flatten(0, 1)  # N h w
-        points = boxes = previous = None
-        if kind == "box":
-            relative = 0.1 * torch.rand(len(truth), 1, generator=generator, device=truth.device) ** 2
-            boxes = noisy_boxes(mask_boxes(truth) * 2 + 0.5, (size, size), generator, relative, at_most=10.0)
-        else:
-            points = (
-                random_points(truth, generator)[:, None] * 2 + 0.5,
-                torch.ones(len(truth), 1, device=truth.device),
-            )
-        for turn in range(1 + extra_rounds):
-            logits, iou = model.decode(per_object, points, boxes, previous)
-            loss, quality = combined_loss(logits, iou, truth[:, None], ambiguous=turn == 0 and kind == "point")
-            total = total + loss
-            if turn == 0:
-                shown[kind] = float(quality[:, 0].mean() if kind == "box" else quality[:, 1:].amax(dim=1).mean())
-            elif turn == extra_rounds:
-                shown[f"{kind}_last"] = float(quality[:, 0].mean())
-            if turn == extra_rounds:
-                break
-            detached = logits.detach().float()
-            if turn == 0 and kind == "point":
-                chosen = 1 + iou[:, 1:].detach().argmax(dim=1)
-            else:
-                chosen = torch.zeros(len(truth), dtype=torch.long, device=truth.device)
-            previous = detached[torch.arange(len(truth)), chosen][:, None].clamp(-32, 32)
-            where, label = random_error_points(previous[:, 0] > 0, truth, generator)
-            new = (where[:, None] * 2 + 0.5, label[:, None].float())
-            points = new if points is None else (torch.cat([points[0], new[0]], 1), torch.cat([points[1], new[1]], 1))
-    return total / (2 * (1 + extra_rounds)), shown
-
-
-@torch.no_grad()
-def check(model: Nano, master: Master, packed: Packed, device: torch.device) -> dict[str, float]:
-    """Mean IoU of the averaged weights on held-out images at 512 pixels: box (single mask), click (best of three)."""
-    state = master.state()
-    model.load_state_dict(master.average)
-    model.eval()
-    size = model.image_encoder.img_size
-    model.resize(512)
-    result: dict[str, float] = {}
-    for name in ("coco_cc", "feral_cats", "dsb2018_nuclei"):
-        box_iou, click_iou = [], []
-        for image, masks in validation(packed, (name,), 512):
-            image, truth = image.to(device), masks.to(device)
-            inside = image.any(dim=0)[None]
-            features = model.image_encoder(model.normalise(image[None], inside))
-            boxes = mask_boxes(truth) * 2 + 0.5
-            points = random_points(truth, torch.Generator(device=device).manual_seed(1))[:, None] * 2 + 0.5
-            logits, _ = model.decode(features, None, boxes, None)
-            box_iou += true_iou(logits[:, :1].float(), truth[:, None]).flatten().tolist()
-            logits, _ = model.decode(features, (points, torch.ones(len(truth), 1, device=device)), None, None)
-            click_iou += true_iou(logits[:, 1:].float(), truth[:, None]).amax(dim=1).tolist()
-        result[f"{name}_box"], result[f"{name}_click"] = float(np.mean(box_iou)), float(np.mean(click_iou))
-    model.resize(size)
-    model.train()
-    master.load(state)
-    return result
 
 
 def save(path: Path, **content) -> None:
@@ -333,13 +156,13 @@ def main(options: Options) -> None:
             start = torch.load(options.init, map_location=device, weights_only=True)["weights"]
         missing = model.load_state_dict(start, strict=False).missing_keys
         print(f"weights from {options.init}; {len(missing)} entries are new", flush=True)
-    master = Master(model, options, half=True)
+    master = Master(model, lr=options.lr, weight_decay=options.weight_decay, muon=options.muon, half=True)
     step, seconds = 0, 0.0
     last = out / "last.pt"
     if last.is_file():
         kept = torch.load(last, map_location=device, weights_only=True)
         master.load(kept["weights"])
-        master.optimizer.load_state_dict(kept["optimizer"])
+        master.load_state_dict(kept)
         master.average = kept["average"]
         step, seconds = kept["step"], kept["seconds"]
     model.train()
@@ -371,8 +194,8 @@ def main(options: Options) -> None:
             total = seconds + time.time() - started
             save(
                 last,
-                weights=master.state(),
-                optimizer=master.optimizer.state_dict(),
+                weights=master.weights(),
+                **master.state_dict(),
                 average=master.average,
                 step=step,
                 seconds=total,

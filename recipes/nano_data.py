@@ -17,13 +17,13 @@ from PIL import Image
 from pycocotools import mask as coco
 
 SHARES = {
-    "coco_cc": 0.36,
-    "feral_cats": 0.15,
-    "ccp_clothing": 0.12,
-    "facade_ccby": 0.09,
-    "taco_trash": 0.08,
-    "dsb2018_nuclei": 0.08,
-    "caltech101_cutouts": 0.05,
+    "coco_cc": 0.40,
+    "feral_cats": 0.22,
+    "ccp_clothing": 0.10,
+    "facade_ccby": 0.06,
+    "taco_trash": 0.07,
+    "dsb2018_nuclei": 0.05,
+    "caltech101_cutouts": 0.04,
     "potted_plants": 0.02,
     "teacher_lecture": 0.02,
     "eggs": 0.01,
@@ -148,7 +148,10 @@ class CropOptions:
 
 
 class Crops(torch.utils.data.IterableDataset):
-    """An endless stream of (image (3, S, S) uint8, masks (M, S/2, S/2) bool, not padding (S, S) bool)."""
+    """An endless stream of (image (3, S, S) uint8, masks (M, S/2, S/2) bool, not padding (S, S) bool).
+
+    M is twice the number of prompted objects: the first half is asked for, all of them teach the encoder to group.
+    """
 
     def __init__(self, packed: Packed, options: CropOptions, seed: int) -> None:
         self.packed, self.options, self.seed = packed, options, seed
@@ -198,7 +201,7 @@ class Crops(torch.utils.data.IterableDataset):
             masks = [np.concatenate([m[:, : width // 2][:, ::-1], m[:, width // 2 :]], axis=1) for m in masks]
         image[: target[1], : target[0]] = _jitter(rng, image[: target[1], : target[0]])
         order = rng.permutation(len(masks))
-        chosen = [masks[order[i % len(masks)]] for i in range(options.objects)]
+        chosen = [masks[order[i % len(masks)]] for i in range(2 * options.objects)]
         padding = np.zeros((size, size), bool)
         padding[: target[1], : target[0]] = True
         return (

@@ -24,11 +24,12 @@ def shipped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def main(run: Path, target: Path) -> None:
     """Write, read back, and say how far rounding moved the weights."""
     kept = torch.load(run, map_location="cpu", weights_only=True)
-    weights = shipped(kept["average"])
+    average = {name: value for name, value in kept["average"].items() if not name.startswith("grouping.")}
+    weights = shipped(average)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, target, {"model": "nano", "steps": str(kept["step"]), "licence": "Apache-2.0"})
     back = load_file(target)
-    worst = max(float((back[name].float() - value.float()).abs().max()) for name, value in kept["average"].items())
+    worst = max(float((back[name].float() - value.float()).abs().max()) for name, value in average.items())
     print(f"{target}: step {kept['step']}, {target.stat().st_size / 2**20:.1f} MiB, rounded by at most {worst:.1e}")
 
 

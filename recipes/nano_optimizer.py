@@ -1,0 +1,124 @@
+"""How `nano`'s weights move: bfloat16 weights in the model, float32 masters behind them, and their moving average.
+
+Matrices and kernels go by Muon (https://kellerjordan.github.io/posts/muon/): the momentum is made orthogonal before the
+step, so that rare directions move as far as frequent ones. Everything else goes by AdamW.
+"""
+
+import torch
+from torch import nn
+
+from segment_anything.modeling.common import LayerNorm2d
+
+NOT_BY_MUON = ("embed", "output_tokens", "iou_token", "drawing", "stem.0")
+"""Tables looked up by index, and the first layers, whose inputs are few and mean something each."""
+
+NEWTON_SCHULZ_STEPS = 3
+"""Five are usual; the last two cost a fifth of a second a step on one core."""
+
+
+class Master:
+    """Float32 master weights and their moving average behind a bfloat16 model."""
+
+    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float, muon: float, half: bool) -> None:
+        """Take over a model.
+
+        Args:
+            model: its weights become bfloat16, those of normalisation excepted.
+            lr: largest learning rate; `step` gives the current one.
+            weight_decay: on matrices and kernels only.
+            muon: factor of the learning rate under Muon; 0 leaves all to AdamW.
+            half: False keeps float32.
+        """
+        self.model, self.muon_factor = model, muon
+        self.names = [name for name, _ in model.named_parameters()]
+        self.master = [p.detach().float().clone() for p in model.parameters()]
+        if half:
+            for module in model.modules():
+                if not isinstance(module, nn.LayerNorm | nn.BatchNorm2d | LayerNorm2d):
+                    for p in module.parameters(recurse=False):
+                        p.data = p.data.bfloat16()
+        named = list(zip(self.names, self.master, strict=True))
+        by_muon = [p for name, p in named if muon and _is_matrix(name, p)]
+        chosen = {id(p) for p in by_muon}
+        matrices = [p for p in self.master if p.ndim > 1 and id(p) not in chosen]
+        vectors = [p for p in self.master if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=True)
+        self.rows = [(_rows(p), p) for p in by_muon]  # views, of which Muon takes two axes only
+        self.muon = (
+            torch.optim.Muon(
+                [rows for rows, _ in self.rows],
+                lr=lr,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+                ns_steps=NEWTON_SCHULZ_STEPS,
+            )
+            if self.rows
+            else None
+        )
+        self.average = {name: t.clone() for name, t in self.weights().items()}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Float32 weights and buffers by name."""
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        state.update(zip(self.names, self.master, strict=True))
+        return state
+
+    def step(self, rate: float, decay: float) -> float:
+        """One update from the model's gradients; the gradient's norm before clipping."""
+        for master, p in zip(self.master, self.model.parameters(), strict=True):
+            master.grad = None if p.grad is None else p.grad.float()
+            p.grad = None
+        norm = float(torch.nn.utils.clip_grad_norm_(self.master, 1.0))
+        if self.muon:
+            for rows, master in self.rows:
+                rows.grad = None if master.grad is None else _rows(master.grad.to(memory_format=_format(master)))
+            for group in self.muon.param_groups:
+                group["lr"] = rate * self.muon_factor
+            self.muon.step()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        with torch.no_grad():
+            for master, p in zip(self.master, self.model.parameters(), strict=True):
+                p.copy_(master)
+            for name, value in {**self.model.state_dict(), **dict(zip(self.names, self.master, strict=True))}.items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value.float(), 1 - decay)
+                else:
+                    self.average[name].copy_(value)
+        return norm
+
+    def load(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take over float32 weights and buffers."""
+        self.model.load_state_dict(weights)
+        for name, master in zip(self.names, self.master, strict=True):
+            master.copy_(weights[name])
+
+    def state_dict(self) -> dict[str, dict]:
+        """What the optimizers remember, apart from weights and average."""
+        return {"optimizer": self.optimizer.state_dict(), "muon": self.muon.state_dict() if self.muon else {}}
+
+    def load_state_dict(self, kept: dict[str, dict]) -> None:
+        """Go on from `state_dict`; momentum of Muon is new where the earlier run had none."""
+        self.optimizer.load_state_dict(kept["optimizer"])
+        if self.muon and kept.get("muon"):
+            self.muon.load_state_dict(kept["muon"])
+
+
+def _is_matrix(name: str, p: torch.Tensor) -> bool:
+    """Whether Muon takes a parameter: no depthwise kernel, no table, no first layer."""
+    return p.ndim > 1 and p[0].numel() > 25 and len(p) > 4 and not any(part in name for part in NOT_BY_MUON)
+
+
+def _format(p: torch.Tensor) -> torch.memory_format:
+    """The order in which a kernel lies in memory."""
+    channels_last = p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _rows(p: torch.Tensor) -> torch.Tensor:
+    """(O, ...) -> (O, rest), a view of the same storage."""
+    if _format(p) == torch.channels_last:
+        return p.permute(0, 2, 3, 1).reshape(len(p), -1)
+    return p.view(len(p), -1)
