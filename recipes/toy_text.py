@@ -54,6 +54,7 @@ HELD_OUT = (
 ALL = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 SEEN = tuple(combination for combination in ALL if combination not in HELD_OUT)
 SIDE = 64  # pixels of a picture
+CELL = 8  # pixels of an embedding cell
 CROP = 32  # pixels that the tiny CLIP sees
 
 
@@ -69,6 +70,8 @@ class Options:
     """Steps of the tiny SAM."""
     rounds: int = 2
     """Rounds of prompts in each step of the SAM: text alone, then points beside it."""
+    clip: str = ""
+    """Weights of a tiny CLIP of an earlier run (`clip.pt`), to train the SAM alone."""
     seed: int = 0
     """Of weights, pictures and clicks."""
     threads: int = 1
@@ -161,19 +164,8 @@ class TinyClip(nn.Module):
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         """(N, D): the sum of the vectors of the words it knows."""
-        return torch.stack(
-            [
-                sum(
-                    (self.word.weight[self.words[w]] for w in t.strip(".").split() if w in self.words),
-                    torch.zeros(self.word.embedding_dim),
-                )
-                for t in texts
-            ]
-        )
-
-    def _sum(self, text: str) -> torch.Tensor:
-        known = [self.words[word] for word in text.strip(".").split() if word in self.words]
-        return self.word.weight[known].sum(dim=0)
+        known = [[self.words[word] for word in text.strip(".").split() if word in self.words] for text in texts]
+        return torch.stack([self.word.weight[indices].sum(dim=0) for indices in known])
 
     def encode_image(self, images: list[np.ndarray]) -> torch.Tensor:
         """(N, D) of pictures of any size."""
@@ -212,6 +204,13 @@ def train_clip(options: Options) -> TinyClip:
     return clip.eval().requires_grad_(False)
 
 
+def load_clip(path: str) -> TinyClip:
+    """The tiny CLIP of an earlier run."""
+    clip = TinyClip()
+    clip.load_state_dict(torch.load(path, weights_only=True))
+    return clip.eval().requires_grad_(False)
+
+
 def unit_vectors(clip: TinyClip, combinations, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors of the captions and of one new crop of each combination."""
     crops = []
@@ -232,21 +231,20 @@ def check_clip(clip: TinyClip, combinations, rng: np.random.Generator, times: in
 
 
 class TinyEncoder(nn.Module):
-    """A small image encoder with embedding cells of four pixels."""
+    """A small image encoder with embedding cells of eight pixels."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.img_size, self.patch_size = SIDE, 4
+        self.img_size, self.patch_size = SIDE, CELL
         self.layers = nn.Sequential(
-            *_conv(3, 32),
-            *_conv(32, width),
-            *(layer for dilation in (1, 2, 4) for layer in _dilated(width, dilation)),
+            *(layer for a, b in ((3, 24), (24, 48), (48, width)) for layer in _conv(a, b)),
+            *(layer for dilation in (1, 2, 1) for layer in _dilated(width, dilation)),
             nn.Conv2d(width, width, 1),
             LayerNorm2d(width),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) -> (B, width, S / 4, S / 4)."""
+        """(B, 3, S, S) -> (B, width, S / 8, S / 8)."""
         return self.layers(x)
 
 
@@ -255,8 +253,8 @@ def _dilated(width: int, dilation: int) -> list[nn.Module]:
 
 
 def tiny_sam(width: int = 64) -> Sam:
-    """SAM's prompt encoder and decoder behind the tiny encoder; masks have a cell for each pixel."""
-    cells = SIDE // 4
+    """SAM's prompt encoder and decoder behind the tiny encoder; masks have a cell for every 2 x 2 pixels."""
+    cells = SIDE // CELL
     prompts = PromptEncoder(width, (cells, cells), (SIDE, SIDE), mask_in_chans=16)
     transformer = TwoWayTransformer(depth=2, embedding_dim=width, num_heads=4, mlp_dim=2 * width)
     sam = Sam(TinyEncoder(width), prompts, MaskDecoder(transformer_dim=width, transformer=transformer))
@@ -313,7 +311,10 @@ def main(options: Options) -> dict:
     torch.set_num_threads(options.threads)
     started = time.time()
     rng = np.random.default_rng(options.seed + 1000)
-    clip = train_clip(options)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    clip = load_clip(options.clip) if options.clip else train_clip(options)
+    torch.save(clip.state_dict(), out / "clip.pt")
     report = {"clip_held_out": check_clip(clip, HELD_OUT, rng), "clip_minutes": (time.time() - started) / 60}
     print(json.dumps(report), flush=True)
     sam = train_sam(clip, options)
@@ -321,8 +322,6 @@ def main(options: Options) -> dict:
         report["seen"] = hit_rate(sam, clip, SEEN, rng, times=5)
         report["held_out"] = hit_rate(sam, clip, HELD_OUT, rng)
     report |= {"minutes": (time.time() - started) / 60, "options": asdict(options)}
-    out = Path(options.out)
-    torch.save(clip.state_dict(), out / "clip.pt")
     (out / "report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report, indent=2))
     return report
