@@ -7,8 +7,13 @@ from torch.nn.functional import interpolate, linear, pad
 
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling import attention as attention_module
-from segment_anything.modeling.attention import relative_attention, relative_table
-from segment_anything.modeling.image_encoder import Attention, window_partition, window_unpartition
+from segment_anything.modeling.attention import (
+    relative_attention,
+    relative_table,
+    window_partition,
+    window_unpartition,
+)
+from segment_anything.modeling.image_encoder import Attention
 
 Tables = tuple[torch.Tensor, torch.Tensor]
 

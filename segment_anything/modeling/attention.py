@@ -3,11 +3,11 @@
 The score of query (y, x) for key (v, u) is  q.k / sqrt(d) + q.R_h[y - v] + q.R_w[x - u]  (ViTDet,
 https://arxiv.org/abs/2203.16527, section 3; MViTv2, https://arxiv.org/abs/2112.01526, section 4.1).
 
-Letters: B batch, M heads, N = h * w tokens, d head width.
+Letters: B batch, M heads, N = h * w tokens, d head width, H x W token grid, C = M * d channels, S window side.
 """
 
 import torch
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from segment_anything.modeling.linear import plain_wanted
 
@@ -25,11 +25,15 @@ def relative_table(size: int, table: torch.Tensor) -> torch.Tensor:
     Returns:
         (size, size, d): entry [i, j] belongs to query i and key j.
     """
-    length = 2 * size - 1
-    if table.shape[0] != length:
-        table = interpolate(table.T[None].float(), size=length, mode="linear")[0].T.to(table.dtype)
     index = torch.arange(size, device=table.device)
-    return table[index[:, None] - index[None, :] + size - 1]
+    return resampled(table, 2 * size - 1)[index[:, None] - index[None, :] + size - 1]
+
+
+def resampled(table: torch.Tensor, length: int) -> torch.Tensor:
+    """A relative table (L, d) with `length` rows, by linear interpolation."""
+    if table.shape[0] == length:
+        return table
+    return interpolate(table.T[None].float(), size=length, mode="linear")[0].T.to(table.dtype)
 
 
 def relative_scores(
@@ -115,3 +119,67 @@ def _blocked_attention(
                 scores = (rows[some][..., :, None] + columns[some][..., None, :]).flatten(2)
                 by_head[some] = torch.bmm(scores.baddbmm_(q[some], keys).softmax(dim=-1), values)
     return by_head
+
+
+def grid_attention_plain(
+    qkv: torch.Tensor,
+    padding: torch.Tensor | None,
+    table_h: torch.Tensor | None,
+    table_w: torch.Tensor | None,
+    heads: int,
+    window: int,
+) -> torch.Tensor:
+    """Attention of a grid of tokens over all of it, or inside windows.
+
+    Args:
+        qkv: (B, H, W, 3C): queries, keys and values of the real tokens.
+        padding: (3C,), those of the tokens that fill up windows which stick out at the bottom and the right; None for
+            zeros. The published network pads its input with zeros before the projection, so its padding takes part as
+            keys and values equal to the projection's bias.
+        table_h, table_w: relative tables, or None for plain attention.
+        heads: M.
+        window: S, or 0 for the whole grid.
+
+    Returns:
+        (B, H, W, C).
+    """
+    height, width = qkv.shape[1:3]
+    if not window:
+        return _attend(qkv, heads, table_h, table_w)
+    padded = _padded(qkv, padding, (-height) % window, (-width) % window)
+    out = _attend(window_partition(padded, window), heads, table_h, table_w)
+    return window_unpartition(out, window, (padded.shape[1], padded.shape[2]))[:, :height, :width]
+
+
+def _attend(qkv: torch.Tensor, heads: int, table_h: torch.Tensor | None, table_w: torch.Tensor | None) -> torch.Tensor:
+    batch, height, width, _ = qkv.shape
+    q, k, v = qkv.reshape(batch, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # B M N d
+    out = relative_attention(q, k, v, (height, width), table_h, table_w)
+    return out.transpose(1, 2).reshape(batch, height, width, -1)
+
+
+def _padded(qkv: torch.Tensor, padding: torch.Tensor | None, bottom: int, right: int) -> torch.Tensor:
+    if not bottom and not right:
+        return qkv
+    height, width = qkv.shape[1:3]
+    qkv = pad(qkv, (0, 0, 0, right, 0, bottom))
+    if padding is not None:
+        outside = torch.ones(qkv.shape[1:3], dtype=qkv.dtype, device=qkv.device)
+        outside[:height, :width] = 0
+        qkv = qkv + outside[:, :, None] * padding
+    return qkv
+
+
+def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
+    """(B, H, W, C) -> (B * H/S * W/S, S, S, C); S divides H and W."""
+    batch, height, width, channels = x.shape
+    s = window_size
+    x = x.view(batch, height // s, s, width // s, s, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, s, s, channels)
+
+
+def window_unpartition(windows: torch.Tensor, window_size: int, size_hw: tuple[int, int]) -> torch.Tensor:
+    """The inverse of `window_partition`: -> (B, H, W, C) for a grid of `size_hw`."""
+    (height, width), s = size_hw, window_size
+    x = windows.view(-1, height // s, width // s, s, s, windows.shape[-1])
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])

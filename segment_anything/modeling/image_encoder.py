@@ -3,18 +3,17 @@
 Segment Anything (https://arxiv.org/abs/2304.02643), appendix A "Image encoder"; ViTDet
 (https://arxiv.org/abs/2203.16527). Module and parameter names are those of the published checkpoints.
 
-Letters: B batch, H x W token grid, C width, M heads, d = C / M, S window side.
+Letters: B batch, H x W token grid, C width.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
 
-from segment_anything.modeling.attention import relative_attention
+from segment_anything.modeling.attention import grid_attention_plain
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
-from segment_anything.modeling.linear import apply_linear
+from segment_anything.modeling.linear import apply_linear, is_exported
 
 
 class PatchEmbed(nn.Module):
@@ -68,52 +67,15 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, window_size: int = 0) -> torch.Tensor:
         """(B, H, W, C) -> (B, H, W, C); `window_size` 0 attends over the whole grid.
 
-        A grid that windows do not divide is padded at the bottom and the right. The published network pads its input
-        with zeros, so the padding takes part as keys and values equal to the bias: here the projections run on real
-        tokens only and the bias is written into the padding, which is the same in exact arithmetic.
+        Projections run on real tokens only; windows that stick out of the grid see the bias beyond it, as the published
+        network does (`grid_attention_plain`).
         """
-        height, width = x.shape[1:3]
         qkv = apply_linear(self.qkv, x)
-        if window_size:
-            qkv = self._pad(qkv, (-height) % window_size, (-width) % window_size)
-            out = self._attend(window_partition(qkv, window_size))
-            out = window_unpartition(out, window_size, (qkv.shape[1], qkv.shape[2]))[:, :height, :width]
-        else:
-            out = self._attend(qkv)
-        return apply_linear(self.proj, out)
-
-    def _pad(self, qkv: torch.Tensor, bottom: int, right: int) -> torch.Tensor:
-        if not bottom and not right:
-            return qkv
-        height, width = qkv.shape[1:3]
-        qkv = pad(qkv, (0, 0, 0, right, 0, bottom))
-        if self.qkv.bias is not None:
-            outside = torch.ones(qkv.shape[1:3], dtype=qkv.dtype, device=qkv.device)
-            outside[:height, :width] = 0
-            qkv = qkv + outside[:, :, None] * self.qkv.bias
-        return qkv
-
-    def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        batch, height, width, _ = qkv.shape
-        q, k, v = qkv.reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # B M N d
+        attend: Callable[..., torch.Tensor] = grid_attention_plain
+        if qkv.is_cuda and self.use_rel_pos and not is_exported():
+            from segment_anything.modeling.cuda.grid_attention import grid_attention as attend
         tables = (self.rel_pos_h, self.rel_pos_w) if self.use_rel_pos else (None, None)
-        out = relative_attention(q, k, v, (height, width), *tables)
-        return out.transpose(1, 2).reshape(batch, height, width, -1)
-
-
-def window_partition(x: torch.Tensor, window_size: int) -> torch.Tensor:
-    """(B, H, W, C) -> (B * H/S * W/S, S, S, C); S divides H and W."""
-    batch, height, width, channels = x.shape
-    s = window_size
-    x = x.view(batch, height // s, s, width // s, s, channels)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, s, s, channels)
-
-
-def window_unpartition(windows: torch.Tensor, window_size: int, size_hw: tuple[int, int]) -> torch.Tensor:
-    """The inverse of `window_partition`: -> (B, H, W, C) for a grid of `size_hw`."""
-    (height, width), s = size_hw, window_size
-    x = windows.view(-1, height // s, width // s, s, s, windows.shape[-1])
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
+        return apply_linear(self.proj, attend(qkv, self.qkv.bias, *tables, self.num_heads, window_size))
 
 
 class Block(nn.Module):

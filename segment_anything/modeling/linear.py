@@ -1,14 +1,21 @@
 """Linear layers without gradients on an x86 CPU, through oneDNN instead of MKL.
 
 PyTorch hands float32 matrix products to MKL. oneDNN, which is part of PyTorch too, is faster on the sizes of an image
-encoder (1.1 times on an AMD Zen 4, measured in docs/performance.md), and applies the GELU while the product is still in
-the cache. It is called for one layer at a time: no setting of PyTorch is changed.
+encoder (1.1 times on an AMD Zen 4, measured in docs/performance.md), and applies the activation while the product is
+still in the cache. It is called for one layer at a time: no setting of PyTorch is changed.
 """
 
 from functools import lru_cache
 
 import torch
 from torch import nn
+
+FUSED: dict[type[nn.Module], tuple[str, str]] = {
+    nn.GELU: ("gelu", "none"),
+    nn.Hardswish: ("hardswish", ""),
+    nn.ReLU: ("relu", ""),
+}
+"""oneDNN's names of activations, and of how they are computed ("none": not by tanh)."""
 
 
 def apply_linear(layer: nn.Module, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
@@ -23,22 +30,31 @@ def linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module | None = None
 ) -> torch.Tensor:
     """`activation(torch.nn.functional.linear(x, weight, bias))`."""
-    is_gelu = type(activation) is nn.GELU and activation.approximate == "none" and not activation._forward_hooks
     if not _is_fast(x):
         out = nn.functional.linear(x, weight, bias)
-    elif is_gelu:
-        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")  # "none": not by tanh
-        activation = None
     else:
-        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        fused = None if activation is None else _fused(activation)
+        name, how = fused or ("none", "")
+        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], how)
+        activation = None if fused else activation
     applied: torch.Tensor = out if activation is None else activation(out)
     return applied
 
 
+def _fused(activation: nn.Module) -> tuple[str, str] | None:
+    is_watched = activation._forward_hooks or activation._forward_pre_hooks
+    is_by_tanh = getattr(activation, "approximate", "none") != "none"
+    return None if is_watched or is_by_tanh else FUSED.get(type(activation))
+
+
 def plain_wanted() -> bool:
     """Whether the plain operations are needed: for gradients, or for a compiler or exporter that writes them down."""
-    is_traced = torch._C._get_tracing_state() is not None
-    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_traced
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exported()
+
+
+def is_exported() -> bool:
+    """Whether an exporter writes the operations down, for runtimes that know those of PyTorch alone."""
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
 
 
 def _is_fast(x: torch.Tensor) -> bool:
