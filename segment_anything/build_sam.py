@@ -9,6 +9,7 @@ from segment_anything._recognise import made_for
 from segment_anything.architectures import architecture, assemble, without_initialisation
 from segment_anything.checkpoints import fetch_checkpoint, load_checkpoint, read_checkpoint
 from segment_anything.modeling import Sam
+from segment_anything.modeling.compiled import check_compiler, compile_encoder
 
 Checkpoint = str | os.PathLike[str]
 
@@ -89,6 +90,7 @@ def load_sam(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
     image_size: int | None = None,
+    compile: bool = False,
 ) -> Sam:
     """A model with weights, on a device, ready to use.
 
@@ -99,12 +101,14 @@ def load_sam(
         dtype: "float32", "bf16" or "fp16", or torch's types. fp16 needs a GPU.
         image_size: side of the square input in pixels; None for what the weights were made for. Smaller is faster and
             coarser; position tables are resampled.
+        compile: let `torch.compile` make the image encoder faster, block by block: the first image then waits for it.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        ValueError: for an unknown name, device or dtype, an illegal size, or weights that are missing or do not fit.
+        ValueError: for an unknown name, device or dtype, an illegal size, weights that are missing or do not fit, or
+            if there is no compiler.
     """
     name = "vit_h" if name == "default" else name
     architecture(name)
@@ -116,7 +120,11 @@ def load_sam(
             sam = _build(name, None, image_size)
     else:
         sam = _build(name, fetch_checkpoint(name) if checkpoint is None else checkpoint, image_size)
-    return sam.to(device=chosen_device, dtype=chosen_dtype)
+    sam.to(device=chosen_device, dtype=chosen_dtype)
+    if compile:
+        check_compiler(chosen_device)
+        compile_encoder(sam.image_encoder)
+    return sam
 
 
 def _device(device: str | torch.device) -> torch.device:
