@@ -171,5 +171,6 @@ class PositionEmbeddingRandom(nn.Module):
 
     def forward_with_coords(self, coords_input: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         """The code (..., C) of points (..., 2) = (x, y) in pixels of an image of `image_size` = (h, w)."""
-        size_xy = torch.tensor([image_size[1], image_size[0]], dtype=torch.float32, device=coords_input.device)
+        # Filled where the points are: nothing is sent to a GPU, so that the call can be recorded there.
+        size_xy = torch.cat([torch.full((1,), float(side), device=coords_input.device) for side in image_size[::-1]])
         return self._pe_encoding(coords_input.to(torch.float32) / size_xy)
