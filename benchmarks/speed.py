@@ -25,6 +25,7 @@ from segment_anything import Prompt, Prompts, SamAutomaticMaskGenerator, load_sa
 from segment_anything._amg_fast import measure_tiled
 from segment_anything._amg_filters import filter_proposals, measure_plain
 from segment_anything.modeling import Sam, fuse, linear
+from segment_anything.modeling.prompt_batches import to_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = (ROOT.parent / "shared" / "images" / "truck.jpg", ROOT / "examples" / "images" / "coffee.jpg")
@@ -69,8 +70,8 @@ def rewrites(sam: Sam, image: np.ndarray, args: argparse.Namespace, clock: Calla
             return sam.image_encoder(pixels)
 
     def decode_plain() -> object:
-        tensors = sam._to_tensors(embedding.geometry, [prompt.completed() for prompt in clicks])
-        sparse, dense = sam._encode_prompts(*tensors)
+        tensors = to_tensors(embedding.geometry, [prompt.completed() for prompt in clicks], sam.mask_input_size)
+        sparse, dense = sam.prompt_encoder(*tensors)
         dense = sam.prompt_encoder.ground(dense, embedding.features)
         with plain_layers():
             return sam.mask_decoder(embedding.features, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)

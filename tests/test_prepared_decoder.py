@@ -14,12 +14,11 @@ from toy import toy_sam
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from segment_anything.modeling.prepared_decoder import (
     PreparedDecoder,
-    PreparedImages,
     can_prepare,
     most_prompt_tokens,
     same_everywhere,
-    tensor_states,
 )
+from segment_anything.modeling.prepared_images import PreparedImages, tensor_states
 from segment_anything.prompts import Prompt, Prompts
 
 SAM_LIKE = {"width": 32, "heads": 2, "act": nn.GELU}

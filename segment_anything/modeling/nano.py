@@ -214,9 +214,12 @@ class DrawnPromptEncoder(PromptEncoder):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Arguments, frames and shapes as `PromptEncoder.forward`."""
         sparse, dense = super().forward(points, boxes, masks)
-        maps = torch.cat([self._draw_boxes(boxes, dense), self._draw_points(points, dense)], dim=1)  # N 8 g g
-        maps = maps.to(dense.dtype).contiguous(memory_format=torch.channels_last)
-        return sparse, dense + self.drawing(maps)
+        return sparse, dense + self.drawing(self.draw(points, boxes, dense))
+
+    def draw(self, points: Points | None, boxes: torch.Tensor | None, dense: torch.Tensor) -> torch.Tensor:
+        """The eight maps (N, 8, g, g) of N objects, in the type of `dense`, of which there are N."""
+        maps = torch.cat([self._draw_boxes(boxes, dense), self._draw_points(points, dense)], dim=1)
+        return maps.to(dense.dtype).contiguous(memory_format=torch.channels_last)
 
     def ground(self, dense: torch.Tensor, image_embeddings: torch.Tensor) -> torch.Tensor:
         """See `PromptEncoder.ground`: the drawn prompt spreads over the image around it."""

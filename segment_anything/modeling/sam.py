@@ -7,7 +7,7 @@ Letters: B images, N objects, C masks of each, H x W original pixels, S side of 
 side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,12 @@ from segment_anything.embedding import ImageEmbedding, fingerprint_image, finger
 from segment_anything.geometry import ImageGeometry
 from segment_anything.images import check_image_array
 from segment_anything.modeling.decoded import Decoded
-from segment_anything.modeling.linear import plain_wanted
 from segment_anything.modeling.mask_decoder import MaskDecoder
-from segment_anything.modeling.prepared_decoder import (
-    PreparedDecoder,
-    PreparedImages,
-    can_prepare,
-    most_prompt_tokens,
-    same_everywhere,
-    tensor_states,
-)
+from segment_anything.modeling.prepared_images import PreparedImages
+from segment_anything.modeling.prompt_batches import batches, to_tensors
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
 from segment_anything.modeling.prompt_tensors import check_shapes, paired
+from segment_anything.modeling.prompted import Prompted, meet
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -206,55 +200,20 @@ class Sam(nn.Module):
         Returns:
             Logits (N, 3 or 1, 4g, 4g) and predicted IoU (N, 3 or 1).
         """
-        sparse, dense = self._encode_prompts(points, boxes, masks)
-        dense = self.prompt_encoder.ground(dense, features.to(self.device, self.dtype))
-        prepared = self._prepare(features, sparse, dense)
-        if prepared is not None:
-            chosen = slice(1, None) if multimask_output else slice(0, 1)
-            low_res, iou = prepared.predict_masks(sparse, dense, chosen)
-        else:
-            low_res, iou = self.mask_decoder(
-                image_embeddings=features.to(self.device, self.dtype),
-                image_pe=self.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=multimask_output,
-            )
+        low_res, iou = self.prompted(features, points, boxes, masks).masks(multimask_output)
         return low_res.float(), iou.float()
 
-    def _encode_prompts(
-        self, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def prompted(
+        self, features: torch.Tensor, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
+    ) -> Prompted:
+        """Prompts that met an embedding, ready for the decoder; arguments as `predict_low_res`."""
         device = self.device
         points, boxes, masks = check_shapes(points, boxes, masks, self.mask_input_size)
         if points is not None:
             points = points[0].to(device, torch.float32), points[1].to(device, torch.int64)
-        sparse, dense = self.prompt_encoder(
-            points,
-            None if boxes is None else boxes.to(device, torch.float32),
-            None if masks is None else masks.to(device, self.dtype),
-        )
-        return sparse, dense
-
-    def _prepare(self, features: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor) -> PreparedDecoder | None:
-        """The decoder prepared for this embedding, where gradients and exports are not at stake and it pays."""
-        decoder = self.mask_decoder
-        if plain_wanted():
-            return None
-        if len(features) != 1 or len(sparse) == 0 or not can_prepare(decoder):
-            return None
-        if sparse.shape[1] > most_prompt_tokens(decoder):
-            return None
-        everywhere = same_everywhere(dense)
-        used = [*decoder.parameters(), self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix]
-        state = tensor_states(used), None if everywhere is None else tuple(everywhere.tolist())
-        return self._prepared.get(
-            features,
-            state,
-            lambda: PreparedDecoder(
-                decoder, features.to(self.device, self.dtype), self.prompt_encoder.get_dense_pe(), everywhere
-            ),
-        )
+        boxes = None if boxes is None else boxes.to(device, torch.float32)
+        masks = None if masks is None else masks.to(device, self.dtype)
+        return meet(self._prepared, self.prompt_encoder, self.mask_decoder, features, points, boxes, masks)
 
     def encode(self, image: npt.NDArray[np.uint8]) -> ImageEmbedding:
         """Encode one image, (H, W, 3) uint8 RGB. Gradients flow unless the caller switches them off.
@@ -306,9 +265,10 @@ class Sam(nn.Module):
         Raises:
             ValueError: if the embedding was made by other weights, or a prompt does not fit the image.
         """
+        self.check_embedding(embedding)
         parts = [
             (batch, *self._decode_alike(embedding, alike, multimask_output))
-            for batch, alike in self._batches(embedding, prompts, multimask_output, batch_size)
+            for batch, alike in batches(embedding.geometry, prompts, multimask_output, self._at_once(batch_size))
         ]
         count = 3 if multimask_output else 1
         if not parts:
@@ -340,11 +300,13 @@ class Sam(nn.Module):
             ValueError: as `decode`.
         """
         logits, ious, places = [], [], [torch.empty((0, 2), dtype=torch.int64, device=self.device)]
-        for indices, alike in self._batches(embedding, prompts, True, batch_size):
-            low_res, iou, place = self._decode_alike_above(embedding, alike, iou_threshold)
+        self.check_embedding(embedding)
+        for indices, alike in batches(embedding.geometry, prompts, True, self._at_once(batch_size)):
+            tensors = to_tensors(embedding.geometry, alike, self.mask_input_size)
+            low_res, iou, place = self.prompted(embedding.features, *tensors).masks_above(iou_threshold)
             place[:, 0] = torch.tensor(indices, device=place.device)[place[:, 0]]
-            logits.append(low_res)
-            ious.append(iou)
+            logits.append(low_res.float())
+            ious.append(iou.float())
             places.append(place)
         side = self.mask_input_size
         empty = torch.empty((0, side, side), device=self.device), torch.empty(0, device=self.device)
@@ -354,73 +316,21 @@ class Sam(nn.Module):
             low_res, iou, place = low_res[order], iou[order], place[order]
         return Decoded(low_res[:, None], iou[:, None], embedding.geometry), place
 
-    def _decode_alike_above(
-        self, embedding: ImageEmbedding, prompts: list[Prompt], iou_threshold: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (P, 4g, 4g), predicted IoU (P,) and places (P, 2) of objects whose prompts have the same parts."""
-        tensors = self._to_tensors(embedding.geometry, prompts)
-        sparse, dense = self._encode_prompts(*tensors)
-        dense = self.prompt_encoder.ground(dense, embedding.features.to(self.device, self.dtype))
-        prepared = self._prepare(embedding.features, sparse, dense)
-        if prepared is None:
-            masks, iou = self.predict_low_res(embedding.features, *tensors, True)
-            passed = iou > iou_threshold
-            return masks[passed], iou[passed], passed.nonzero()
-        low_res, places, ious = prepared.predict_masks_above(sparse, dense, slice(1, None), iou_threshold)
-        return low_res.float(), ious[places[:, 0], places[:, 1]].float(), places
-
-    def _batches(
-        self,
-        embedding: ImageEmbedding,
-        prompts: Prompts | Prompt | Sequence[Prompt],
-        multimask_output: bool | None,
-        batch_size: int,
-    ) -> Iterator[tuple[list[int], list[Prompt]]]:
-        """Checked prompts, and their indices, in batches that can be decoded together."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        self.check_embedding(embedding)
-        prompts = Prompts([prompts] if isinstance(prompts, Prompt) else prompts)
-        for prompt in prompts:
-            prompt.check_inside(embedding.geometry.original_size_hw)
-        completed = [prompt.completed() for prompt in prompts]
-        groups: dict[object, list[int]] = {}
-        for index, prompt in enumerate(completed):  # only objects with the same number of tokens share a batch
-            groups.setdefault(_signature(prompt, multimask_output), []).append(index)
-        if self.device.type == "cpu" and not torch.is_grad_enabled():
-            batch_size = min(batch_size, CPU_BATCH)
-        for indices in groups.values():
-            for start in range(0, len(indices), batch_size):
-                batch = indices[start : start + batch_size]
-                yield batch, [completed[i] for i in batch]
+    def _at_once(self, batch_size: int) -> int:
+        is_large = self.device.type != "cpu" or torch.is_grad_enabled()
+        return batch_size if is_large else min(batch_size, CPU_BATCH)
 
     def _decode_alike(
         self, embedding: ImageEmbedding, prompts: list[Prompt], multimask_output: bool | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode objects whose prompts have the same parts."""
-        tensors = self._to_tensors(embedding.geometry, prompts)
+        tensors = to_tensors(embedding.geometry, prompts, self.mask_input_size)
         three = prompts[0].is_ambiguous if multimask_output is None else multimask_output
         low_res, iou = self.predict_low_res(embedding.features, *tensors, three)
         if multimask_output is None and three:
             best = Decoded(low_res, iou, embedding.geometry).best()
             return best.low_res_logits, best.iou_predictions
         return low_res, iou
-
-    def _to_tensors(
-        self, geometry: ImageGeometry, prompts: list[Prompt]
-    ) -> tuple[Points | None, torch.Tensor | None, torch.Tensor | None]:
-        """Points, boxes and masks in the input's frame, of objects whose prompts have the same parts."""
-        points = boxes = masks = None
-        if len(prompts[0]):
-            coords = torch.from_numpy(np.stack([p.points_xy for p in prompts]))  # type: ignore[misc]
-            labels = torch.from_numpy(np.stack([p.labels for p in prompts]))  # type: ignore[misc]
-            points = geometry.points_to_input(coords), labels
-        if prompts[0].box_xyxy is not None:
-            boxes = geometry.boxes_to_input(torch.from_numpy(np.stack([p.box_xyxy for p in prompts])))  # type: ignore[misc]
-        logits = [p.low_res_logits(geometry, self.mask_input_size) for p in prompts]
-        if logits[0] is not None:
-            masks = torch.stack(logits)  # type: ignore[arg-type]
-        return points, boxes, masks
 
     def check_embedding(self, embedding: ImageEmbedding) -> None:
         """Refuse an embedding that these weights did not make.
@@ -433,8 +343,3 @@ class Sam(nn.Module):
                 f"this embedding was made by other weights ({embedding.model}, input {embedding.geometry.image_size}) "
                 f"than this model's ({self.name}, input {self.image_size}): encode the image again."
             )
-
-
-def _signature(prompt: Prompt, multimask_output: bool | None) -> tuple[int, bool, bool, bool]:
-    has_mask = prompt.mask is not None or prompt.mask_logits is not None
-    return len(prompt), prompt.box_xyxy is not None, has_mask, multimask_output is None and prompt.is_ambiguous
