@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from segment_anything._amg_cuda import DeviceMeasure
 from segment_anything._amg_fast import measure_tiled
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_selection import clean_small_regions, select, within_area_range
@@ -57,7 +58,10 @@ def filter_proposals(
     Returns:
         the masks to keep, and how many each filter took away; their order is that of `_amg_selection.select`.
     """
-    return select(batches, options, lambda batch, counts: _judge(batch, options, mask_threshold, counts, measure))
+    fastest = measure_tiled, DeviceMeasure()
+    return select(
+        batches, options, lambda batch, counts: _judge(batch, options, mask_threshold, counts, measure, fastest)
+    )
 
 
 def _judge(
@@ -66,8 +70,12 @@ def _judge(
     mask_threshold: float,
     counts: Counter[str],
     measure: Measure | None,
+    fastest: tuple[Measure, Measure],
 ) -> Candidates:
-    """The masks of one batch that pass every test that looks at one mask alone."""
+    """The masks of one batch that pass every test that looks at one mask alone.
+
+    `measure` None takes the first of `fastest` on a CPU, the second on other devices.
+    """
     decoded = batch.decoded
     assert isinstance(decoded, Decoded)
     low_res_logits = decoded.low_res_logits.flatten(0, 1)  # (N, 4g, 4g), in the order click, mask
@@ -82,7 +90,7 @@ def _judge(
         low_res_logits, predicted_iou, click = low_res_logits[good], predicted_iou[good], click[good.cpu()]
     chosen = Decoded(low_res_logits[:, None], predicted_iou[:, None], decoded.geometry)
     if measure is None:
-        measure = measure_tiled if low_res_logits.device.type == "cpu" else measure_plain
+        measure = fastest[0 if low_res_logits.device.type == "cpu" else 1]
     return measure(chosen, batch.points_xy[click.numpy()], batch, options, mask_threshold, counts)
 
 

@@ -49,6 +49,7 @@ def test_other_encoders_are_compiled_as_a_whole() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's, about itself
 @torch.no_grad()
 def test_compiled_by_the_default_compiler_the_results_agree() -> None:
     if not compiler_works():

@@ -5,6 +5,8 @@ minutes); PyTorch keeps its work on disk (TORCHINDUCTOR_CACHE_DIR), so that the 
 compilation: https://docs.pytorch.org/tutorials/recipes/regional_compilation.html
 """
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -28,8 +30,9 @@ def check_compiler(device: torch.device) -> None:
         ValueError: with the compiler's reason.
     """
     try:
-        compiled = torch.compile(_two_operations, dynamic=False)
-        compiled(torch.ones(8, device=device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's, about itself
+            torch.compile(_two_operations, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # torch, the C++ compiler, Triton and the system fail in classes of their own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__

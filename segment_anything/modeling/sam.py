@@ -19,13 +19,16 @@ from torch.nn.functional import interpolate, pad
 from segment_anything.embedding import ImageEmbedding, fingerprint_image, fingerprint_weights
 from segment_anything.geometry import ImageGeometry
 from segment_anything.images import check_image_array
+from segment_anything.modeling.cuda.recorded_sam import RecordedSam
+from segment_anything.modeling.cuda.resize import Uploads, resize_bilinear
 from segment_anything.modeling.decoded import Decoded
 from segment_anything.modeling.mask_decoder import MaskDecoder
 from segment_anything.modeling.prepared_images import PreparedImages
-from segment_anything.modeling.prompt_batches import batches, to_tensors
+from segment_anything.modeling.prompt_batches import Tensors, batches, to_tensors
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
 from segment_anything.modeling.prompt_tensors import check_shapes, paired
 from segment_anything.modeling.prompted import Prompted, meet
+from segment_anything.modeling.weights_watch import WeightsWatch
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -67,8 +70,10 @@ class Sam(nn.Module):
         self.pixel_std: torch.Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self._fingerprint: tuple[object, str] | None = None
+        self._fingerprint: tuple[WeightsWatch, str] | None = None
         self._prepared = PreparedImages()
+        self._recorded = RecordedSam()
+        self._uploads = Uploads()
 
     @property
     def device(self) -> torch.device:
@@ -97,11 +102,11 @@ class Sam(nn.Module):
 
     def fingerprint(self) -> str:
         """A short name of the image encoder's weights, which an embedding carries; kept until a weight changes."""
-        tensors = dict(self.image_encoder.state_dict(keep_vars=True))
-        key = tuple((t.data_ptr(), None if t.is_inference() else t._version) for t in tensors.values())
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            self._fingerprint = (key, fingerprint_weights(tensors))
-        return self._fingerprint[1]
+        known = self._fingerprint
+        if known is None or known[0].modules != (self.image_encoder,) or not known[0].unchanged():
+            watch = WeightsWatch(self.image_encoder)
+            self._fingerprint = known = watch, fingerprint_weights(dict(self.image_encoder.state_dict(keep_vars=True)))
+        return known[1]
 
     def preprocess(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise pixels and pad to the square input.
@@ -200,8 +205,23 @@ class Sam(nn.Module):
         Returns:
             Logits (N, 3 or 1, 4g, 4g) and predicted IoU (N, 3 or 1).
         """
-        low_res, iou = self.prompted(features, points, boxes, masks).masks(multimask_output)
+        found = self._decode_recorded(features, points, boxes, masks, multimask_output)
+        low_res, iou = found or self.prompted(features, points, boxes, masks).masks(multimask_output)
         return low_res.float(), iou.float()
+
+    def _decode_recorded(
+        self,
+        features: torch.Tensor,
+        points: Points | None,
+        boxes: torch.Tensor | None,
+        masks: torch.Tensor | None,
+        multimask_output: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As `predict_low_res` in the model's type, by a CUDA graph; None on a CPU, and where gradients are wanted."""
+        if self.device.type != "cuda":
+            return None
+        prompts = check_shapes(points, boxes, masks, self.mask_input_size)
+        return self._recorded.decode(self.prompt_encoder, self.mask_decoder, features, *prompts, multimask_output)
 
     def prompted(
         self, features: torch.Tensor, points: Points | None, boxes: torch.Tensor | None, masks: torch.Tensor | None
@@ -228,10 +248,9 @@ class Sam(nn.Module):
         checked = [check_image_array(image) for image in images]
         if not checked:
             return []
-        resize = ResizeLongestSide(self.image_size)
-        inputs = [torch.from_numpy(resize.apply_image(image)).permute(2, 0, 1) for image in checked]
-        batch = torch.stack([self.preprocess(tensor) for tensor in inputs])
+        batch = torch.stack([self.preprocess(self._resized(image)) for image in checked])
         weights = self.fingerprint()
+        encoded = self._recorded.encode(self.image_encoder, batch) if batch.is_cuda else None
         return [
             ImageEmbedding(
                 features[None],
@@ -240,8 +259,15 @@ class Sam(nn.Module):
                 weights,
                 fingerprint_image(image),
             )
-            for image, features in zip(checked, self.image_encoder(batch), strict=True)
+            for image, features in zip(checked, self.image_encoder(batch) if encoded is None else encoded, strict=True)
         ]
+
+    def _resized(self, image: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """(H, W, 3) -> (3, h, w) uint8, the longest side S; on a CUDA device by that device, to the same bytes."""
+        if self.device.type == "cuda":
+            geometry = ImageGeometry((image.shape[0], image.shape[1]), self.image_size)
+            return resize_bilinear(self._uploads(image, self.device), geometry.input_size_hw).permute(2, 0, 1)
+        return torch.from_numpy(ResizeLongestSide(self.image_size).apply_image(image)).permute(2, 0, 1)
 
     def decode(
         self,
@@ -303,7 +329,7 @@ class Sam(nn.Module):
         self.check_embedding(embedding)
         for indices, alike in batches(embedding.geometry, prompts, True, self._at_once(batch_size)):
             tensors = to_tensors(embedding.geometry, alike, self.mask_input_size)
-            low_res, iou, place = self.prompted(embedding.features, *tensors).masks_above(iou_threshold)
+            low_res, iou, place = self._above(embedding.features, tensors, iou_threshold)
             place[:, 0] = torch.tensor(indices, device=place.device)[place[:, 0]]
             logits.append(low_res.float())
             ious.append(iou.float())
@@ -315,6 +341,17 @@ class Sam(nn.Module):
         if not torch.equal(order, torch.arange(len(order), device=order.device)):
             low_res, iou, place = low_res[order], iou[order], place[order]
         return Decoded(low_res[:, None], iou[:, None], embedding.geometry), place
+
+    def _above(
+        self, features: torch.Tensor, tensors: Tensors, iou_threshold: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (P, 4g, 4g), predicted IoU (P,) and places (P, 2) of the masks above a predicted IoU."""
+        found = self._decode_recorded(features, *tensors, True)
+        if found is None:
+            return self.prompted(features, *tensors).masks_above(iou_threshold)
+        low_res, iou = found
+        place = (iou.float() > iou_threshold).nonzero()
+        return low_res[place[:, 0], place[:, 1]], iou[place[:, 0], place[:, 1]], place
 
     def _at_once(self, batch_size: int) -> int:
         is_large = self.device.type != "cpu" or torch.is_grad_enabled()
