@@ -145,3 +145,22 @@ def test_weights_that_differ_have_another_name(change: str) -> None:
         "shape": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)},
     }[change]
     assert fingerprint_weights(state) != fingerprint_weights(other)
+
+
+def test_every_pixel_of_a_large_image_counts_and_so_does_its_place() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    names = {fingerprint_image(image)}
+    for y, x, channel in ((0, 0, 0), (35, 41, 2), (69, 89, 1), (12, 7, 0)):
+        other = image.copy()
+        other[y, x, channel] ^= 1
+        names.add(fingerprint_image(other))
+    names.add(fingerprint_image(image[::-1]))
+    board = ((np.indices((64, 64)).sum(axis=0) // 8 % 2) * 255).astype(np.uint8)
+    names |= {fingerprint_image(np.stack([one] * 3, axis=-1)) for one in (board, 255 - board)}
+    assert len(names) == 8
+
+
+def test_the_name_of_an_image_does_not_depend_on_how_it_lies_in_memory() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    unaligned = np.frombuffer(b"x" + image.tobytes(), dtype=np.uint8, offset=1).reshape(image.shape)
+    assert fingerprint_image(np.asfortranarray(image)) == fingerprint_image(image) == fingerprint_image(unaligned)
