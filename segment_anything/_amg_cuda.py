@@ -5,6 +5,7 @@ turned into run lengths, all together. `_amg_filters.measure_plain` is the same 
 """
 
 from collections import Counter
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -61,7 +62,7 @@ class DeviceMask:
         self.runs: Ints | None = None
         self._waiting = waiting
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if self.runs is None:
             self._waiting.answer()
         assert self.runs is not None

@@ -53,12 +53,15 @@ CONFINED = {
     "uvicorn": ("annotator", "serve"),
     "ray": ("batch",),
     "peft": ("training",),
-    "triton": ("modeling",),
+    "triton": ("modeling.cuda.attention_kernels", "modeling.cuda.mask_kernels"),
 }
 """Libraries, and the modules that may import them."""
 
 AT_THE_TOP = {"torch", "numpy", "PIL", "tqdm", "safetensors", "typer", "rich"}
 """What installs with the package, and so may be imported where a module is loaded. The rest waits for its use."""
+
+ON_USE = {"modeling.cuda.attention_kernels", "modeling.cuda.mask_kernels"}
+"""Modules that are imported on use alone, and so may import their library where they begin."""
 
 NEVER = {"torchvision", "timm", "ultralytics", "cv2"}
 
@@ -155,11 +158,14 @@ def strayed(found: list[Import]) -> list[str]:
     return [
         str(item)
         for item in found
-        if not item.inside
-        and (
-            item.target in NEVER
-            or not within(item.module, CONFINED.get(item.target, (item.module,)))
-            or (not item.deferred and item.target not in allowed_early)
+        if (item.inside and item.target in ON_USE and not item.deferred)
+        or (
+            not item.inside
+            and (
+                item.target in NEVER
+                or not within(item.module, CONFINED.get(item.target, (item.module,)))
+                or (not item.deferred and item.target not in allowed_early and item.module not in ON_USE)
+            )
         )
     ]
 
@@ -229,6 +235,15 @@ def test_the_checks_find_a_circle(tmp_path: Path) -> None:
 )
 def test_the_checks_find_a_library_out_of_place(tmp_path: Path, text: str) -> None:
     assert len(strayed(tree(tmp_path, masks=text))) == 1
+
+
+def test_the_checks_find_kernels_that_are_loaded_before_their_use(tmp_path: Path) -> None:
+    folder = tmp_path / "modeling" / "cuda"
+    folder.mkdir(parents=True)
+    (folder / "mask_kernels.py").write_text("import triton")
+    early, late = "from segment_anything.modeling.cuda.mask_kernels import x", "def f():\n    "
+    assert strayed(tree(tmp_path, build_sam=late + early)) == []
+    assert strayed(tree(tmp_path, build_sam=early)) == ["build_sam:1 imports modeling.cuda.mask_kernels"]
 
 
 def test_the_checks_allow_a_library_at_its_use_in_its_place(tmp_path: Path) -> None:

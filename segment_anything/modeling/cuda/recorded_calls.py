@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -46,7 +46,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        self._pools: dict[torch.device, tuple[int, int]] = {}
+        self._pools: dict[torch.device, Any] = {}
 
     def takes(self, device: torch.device) -> bool:
         """Whether it is a CUDA device, and nobody else is recording on it."""

@@ -115,7 +115,7 @@ class Uploads:
 
     def __call__(self, image: npt.NDArray[np.uint8], device: torch.device) -> torch.Tensor:
         """The image (H, W, C) on the device; work started there afterwards finds it complete."""
-        tensor = torch.from_numpy(np.require(image, requirements="CW"))
+        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"]))
         if device.type != "cuda":
             return tensor.to(device)
         stream = self._streams.setdefault(device, torch.cuda.Stream(device))
