@@ -82,6 +82,20 @@ def test_both_ways_to_give_a_phrase_take_the_same_model():
     assert NamingOptions().text_model == DEFAULT_PHRASE_MODEL
 
 
+def test_a_relation_is_warned_about_in_one_line(photo, tmp_path):
+    folder = tiny_transformers.save_owlv2(tmp_path / "owl")
+    result = run(photo, "--text", "second dog", "--text-model", folder, "--out", tmp_path / "out", *RANDOM)
+    told = [line for line in result.stderr.splitlines() if "relation" in line]
+    assert len(told) == 1
+    assert told[0].startswith("Warning: the phrase 'second dog' speaks of a relation (second)")
+
+
+def test_nothing_found_by_ranking_says_among_how_many_masks(photo, tmp_path):
+    folder = tiny_transformers.save_clip(tmp_path / "clip")
+    given = ["--text", "dog", "--text-model", folder, "--min-score", "1.0", "--out", tmp_path / "out", *RANDOM]
+    assert "Nothing was found among 0 automatic masks." in run(photo, *given).stdout
+
+
 def test_a_checkpoint_trained_with_text_takes_the_phrase_itself(photo, tmp_path):
     sam = assemble("nano", 64)
     attach_text(sam.prompt_encoder, 12)

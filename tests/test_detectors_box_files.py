@@ -130,3 +130,21 @@ def test_a_csv_with_words_for_numbers_names_the_line(tmp_path):
 def test_a_missing_box_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"No such box file: .*gone\.csv"):
         load_detector(tmp_path / "gone.csv")
+
+
+def test_a_table_of_fractions_as_open_images_writes_it_is_scaled_by_the_image(tmp_path):
+    path = tmp_path / "boxes.csv"
+    path.write_text("ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax\na,Dog,0.5,0.1,0.6,0.25,1\n")
+    (found,) = BoxFile(path).for_image("a.jpg").detect(np.zeros((40, 100, 3), np.uint8))
+    assert (found.label, found.score) == ("Dog", 0.5)
+    np.testing.assert_allclose(found.box_xyxy, (10, 10, 60, 40))
+
+
+def test_a_file_that_is_cut_off_and_a_box_that_cannot_be_say_where(tmp_path):
+    path = tmp_path / "boxes.json"
+    path.write_text('{"images": [')
+    with pytest.raises(ValueError, match=r"boxes\.json is not JSON: Expecting value"):
+        BoxFile(path)
+    (tmp_path / "boxes.csv").write_text("image,label,x0,y0,x1,y1\na.jpg,dog,9,9,3,3\n")
+    with pytest.raises(ValueError, match=r"boxes\.csv line 2: box_xyxy must be four finite numbers"):
+        BoxFile(tmp_path / "boxes.csv")

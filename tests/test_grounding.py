@@ -193,7 +193,7 @@ def coloured():
 def test_a_phrase_ranks_automatic_masks():
     grounded = segment(coloured(), "a blue square", ColourEncoder(), generator=Squares())
     assert [(r["category"], r["bbox"][0]) for r in grounded.records] == [("a blue square", 40)]
-    assert grounded.detections == ()
+    assert (grounded.detections, grounded.compared) == ((), 2)
     strict = segment(
         coloured(), "blue", ColourEncoder(), generator=Squares(), options=GroundingOptions(min_score=0.9999)
     )

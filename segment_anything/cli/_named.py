@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segment_anything.cli._console import print_table
+from segment_anything.cli._console import complaints, print_table
 from segment_anything.cli._model import ModelOptions
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def find_named(
     """
     from segment_anything.detectors import load_detector
     from segment_anything.grounding import GroundingOptions, segment, segment_detections
-    from segment_anything.text import check_phrases
+    from segment_anything.text import RelationWarning, check_phrases, warn_of_relations
 
     options = GroundingOptions(
         classes=tuple(classes) or None, max_count=naming.max_count, min_score=naming.min_score or 0.0
@@ -55,8 +56,15 @@ def find_named(
         )
         return segment_detections(model.load(), pixels, detector, options, name=image)
     phrases = check_phrases(texts)  # before a large model is loaded
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", RelationWarning)
+        warn_of_relations(phrases)
+    for one in told:
+        complaints().print(f"Warning: {one.message}")
     sam, by = text_route(model, naming.text_model, naming.min_score)
-    return segment(pixels, phrases, by, sam=sam, options=options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RelationWarning)  # told already, without the line of code
+        return segment(pixels, phrases, by, sam=sam, options=options)
 
 
 def named_report(image: Path, named: Grounded) -> dict[str, Any]:
@@ -72,6 +80,8 @@ def named_report(image: Path, named: Grounded) -> dict[str, Any]:
     seconds = named.seconds
     report["seconds_find"], report["seconds_encode"] = round(seconds.find, 3), round(seconds.encode, 3)
     report["seconds_masks"] = round(seconds.masks, 3)
+    if named.compared is not None:
+        report["masks_compared"] = named.compared
     return report
 
 
@@ -114,6 +124,7 @@ def print_named(report: dict[str, Any]) -> None:
     if rows:
         print_table(("mask", "name", "score", "predicted IoU", "area", "file"), rows)
     else:
-        print("Nothing was found.")
+        among = f" among {report['masks_compared']} automatic masks" if "masks_compared" in report else ""
+        print(f"Nothing was found{among}.")
     parts = ", ".join(f"{name} {report[f'seconds_{name}']:.2f} s" for name in ("find", "encode", "masks"))
     print(f"{parts} with {report['model']}; picture: {report['overlay']}")

@@ -131,7 +131,10 @@ def _read(path: Path, names: tuple[str, ...] | None) -> tuple[dict[str, ImageBox
     if kind == ".csv":
         return _read_csv(path, names), False
     if kind == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}.") from error
         if isinstance(content, dict):
             return _read_coco(path, content), True
         if isinstance(content, list):
@@ -140,6 +143,14 @@ def _read(path: Path, names: tuple[str, ...] | None) -> tuple[dict[str, ImageBox
         f"{path} is not a box file this reads: a COCO .json, a .csv with a header, a YOLO .txt, or a folder "
         f"of YOLO .txt."
     )
+
+
+def _detection(where: str, box_xyxy: tuple[float, float, float, float], label: str, score: float) -> Detection:
+    """A detection, or an error that says where the impossible box stands."""
+    try:
+        return Detection(box_xyxy, label, score)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _xywh(box: Sequence[Any]) -> tuple[float, float, float, float]:
@@ -156,7 +167,8 @@ def _read_coco(path: Path, content: dict[str, Any]) -> dict[str, ImageBoxes]:
     for annotation in content["annotations"]:
         if annotation.get("bbox"):
             label = names.get(annotation.get("category_id"), f"class {annotation.get('category_id')}")
-            detection = Detection(_xywh(annotation["bbox"]), label, annotation.get("score", 1.0))
+            where = f"{path}, annotation {annotation.get('id')}"
+            detection = _detection(where, _xywh(annotation["bbox"]), label, annotation.get("score", 1.0))
             by_image.setdefault(annotation["image_id"], []).append(detection)
     return {
         str(image["file_name"]): ImageBoxes(
@@ -176,7 +188,8 @@ def _read_coco_results(path: Path, content: list[Any], names: tuple[str, ...] | 
             raise ValueError(f"{path}: every entry needs image_id, category_id and bbox; got {str(row)[:120]}.")
         label = _name(int(row["category_id"]), names)
         image = str(row.get("file_name", row["image_id"]))
-        by_image.setdefault(image, []).append(Detection(_xywh(row["bbox"]), label, row.get("score", 1.0)))
+        detection = _detection(f"{path}, image {image}", _xywh(row["bbox"]), label, row.get("score", 1.0))
+        by_image.setdefault(image, []).append(detection)
     return {image: ImageBoxes(tuple(boxes), class_names=names or ()) for image, boxes in by_image.items()}
 
 
@@ -213,7 +226,7 @@ def _yolo_line(line: str, where: str, names: tuple[str, ...] | None) -> Detectio
     if len(numbers) in (4, 5):
         cx, cy, width, height = numbers[:4]
         box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-        return Detection(box, _name(int(class_id), names), numbers[4] if len(numbers) == 5 else 1.0)
+        return _detection(where, box, _name(int(class_id), names), numbers[4] if len(numbers) == 5 else 1.0)
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
         xs, ys = numbers[0::2], numbers[1::2]
         return Detection((min(xs), min(ys), max(xs), max(ys)), _name(int(class_id), names))
@@ -244,7 +257,10 @@ def _read_csv(path: Path, names: tuple[str, ...] | None) -> dict[str, ImageBoxes
         for number, row in enumerate(rows, start=2):
             detection = _csv_row(row, columns, f"{path} line {number}", names)
             by_image.setdefault(str(row[columns["image"]]), []).append(detection)
-    return {image: ImageBoxes(tuple(boxes), class_names=names or ()) for image, boxes in by_image.items()}
+    # Open Images writes fractions of the image's sides. No table of pixels has all its boxes in the first pixel.
+    boxes = [value for detections in by_image.values() for d in detections for value in d.box_xyxy]
+    fractions = bool(boxes) and max(boxes) <= 1
+    return {image: ImageBoxes(tuple(found), fractions, class_names=names or ()) for image, found in by_image.items()}
 
 
 def _csv_columns(path: Path, header: Sequence[str]) -> dict[str, str]:
@@ -274,4 +290,4 @@ def _csv_row(row: dict[str, Any], columns: dict[str, str], where: str, names: tu
         raise ValueError(f"{where}: the box and the score must be numbers; got {row}.") from error
     label = str(row[columns["label"]]).strip() if "label" in columns else "object"
     label = _name(int(label), names) if label.isdigit() else label
-    return Detection((values[0], values[1], values[2], values[3]) if corners else _xywh(values), label, score)
+    return _detection(where, (values[0], values[1], values[2], values[3]) if corners else _xywh(values), label, score)

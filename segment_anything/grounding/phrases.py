@@ -151,7 +151,7 @@ def _by_ranking(
     )
     renamed = [_renamed(record, options.class_map) for record in ranked]
     seconds = Seconds(find=time.perf_counter() - made, masks=made - start)
-    return Grounded((image.shape[0], image.shape[1]), tuple(renamed), seconds=seconds)
+    return Grounded((image.shape[0], image.shape[1]), tuple(renamed), seconds=seconds, compared=len(records))
 
 
 def _by_prompt(image: np.ndarray, names: list[str], prompter: TextPrompter, options: GroundingOptions) -> Grounded:

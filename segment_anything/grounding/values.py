@@ -64,6 +64,8 @@ class Grounded:
     detections: tuple[Detection, ...] = ()
     """The detection behind each record, in the same order; empty where no detector was asked."""
     seconds: Seconds = field(default_factory=Seconds)
+    compared: int | None = None
+    """Automatic masks that were compared with the phrases; None where there was no such comparison."""
 
     def __len__(self) -> int:
         return len(self.records)
