@@ -7,7 +7,8 @@
 A "round" is one prompt of one object, decoded and differentiated; the paper gives each object 11 of them. Speed does
 not depend on the weights, so they are random. Peak memory of the presets is estimated; what can be measured here (the
 kernel's high-water mark of resident memory over one step, in a process of its own; Linux) is put beside the estimate.
-Keep the machine otherwise idle.
+Keep the machine otherwise idle; where it is not, `..._per_cpu_s` (by the processor time of all threads together) says
+with OMP_NUM_THREADS=1 what a core of its own would do.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
 
     from segment_anything.build_sam import load_sam
     from segment_anything.datasets import Dataset
+    from segment_anything.training.allocator import keep_freed_memory
     from segment_anything.training.augment import NO_AUGMENTATION
     from segment_anything.training.finetune_options import FinetuneOptions
     from segment_anything.training.memory import estimate_memory
@@ -47,6 +49,7 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
     from segment_anything.training.sources import EmbeddingSource, Frame, ImageSource, TrainingItem
     from segment_anything.training.validation import Validation
 
+    keep_freed_memory()  # as the commands do
     sam = load_sam(name, checkpoint="random", device="cpu")
     choose_trained(sam, train, 8)
     options, _ = FinetuneOptions(
@@ -69,13 +72,14 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
     task.module.train()
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    seconds = []
+    seconds, computing = [], []
     for _ in range(repeats + 1):
         task.module.zero_grad(set_to_none=True)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         task.learn([item])
         seconds.append(time.perf_counter() - start)
-    best = min(seconds[1:]) if repeats else seconds[0]
+        computing.append(time.process_time() - cpu_start)
+    best, best_cpu = (min(values[1:] or values) for values in (seconds, computing))
     estimate = estimate_memory(sam, batch_size=1, objects=OBJECTS, precision=precision)
     return {
         "model": name,
@@ -84,6 +88,8 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
         "threads": torch.get_num_threads(),
         "images_per_s": round(1 / best, 3),
         "rounds_per_s": round(3 * OBJECTS / best, 1),
+        "images_per_cpu_s": round(1 / best_cpu, 3),
+        "rounds_per_cpu_s": round(3 * OBJECTS / best_cpu, 1),
         "step_memory_gib": round((resident_bytes("VmHWM") - before) / GIB, 2),
         "estimated_step_gib": round((estimate.total - estimate.weights - estimate.optimizer) / GIB, 2),
     }

@@ -17,6 +17,7 @@ import torch
 from segment_anything.build_sam import load_sam
 from segment_anything.datasets import open_dataset
 from segment_anything.modeling import Sam
+from segment_anything.training.allocator import keep_freed_memory
 from segment_anything.training.distill import adopt, distill
 from segment_anything.training.measure import iou_of_boxes
 from segment_anything.training.options import LoopOptions
@@ -44,22 +45,30 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="weights of the teacher; by default the bundled ones")
     parser.add_argument("--out", type=Path, default=Path("runs/distilled"))
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--image-size", type=int, default=256, help="side of the input; 512 is four times the work")
     given = parser.parse_args()
     started = time.perf_counter()
-    teacher = load_sam("nano", checkpoint=given.checkpoint, device="cpu")
-    student = load_sam("nano", checkpoint="random", device="cpu")
+    keep_freed_memory()
+    teacher = load_sam("nano", checkpoint=given.checkpoint, device="cpu", image_size=given.image_size)
+    student = load_sam("nano", checkpoint="random", device="cpu", image_size=given.image_size)
     adopt(student, teacher)
     scores = {"teacher": box_miou(teacher, given.data), "student before": box_miou(student, given.data)}
     result = distill(
-        teacher, student, given.data, given.out, DistillOptions(precision="bf16"), LoopOptions(epochs=given.epochs)
+        teacher,
+        student,
+        given.data,
+        given.out,
+        DistillOptions(precision="bf16"),
+        LoopOptions(epochs=given.epochs, progress=False),
     )
-    best = load_sam("nano", checkpoint=str(result.checkpoint), device="cpu")
+    best = load_sam("nano", checkpoint=str(result.checkpoint), device="cpu", image_size=given.image_size)
     scores["student after"] = box_miou(best, given.data)
     first, last = result.history[0], result.history[-1]
     print(f"cosine {first['valid_cosine']:.3f} -> {last['valid_cosine']:.3f}, ", end="")
     print(f"square error {first['valid_loss']:.3f} -> {last['valid_loss']:.3f}")
     print(", ".join(f"{name}: box mIoU {value:.3f}" for name, value in scores.items()))
-    print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    minutes, computed = (time.perf_counter() - started) / 60, time.process_time() / 60
+    print(f"{minutes:.1f} minutes, {computed:.1f} of computing time")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_class_names_are_asked_for_as_phrases(tmp_path: Path, save: Any) -> None
     assert (report["values"]["images"], report["values"]["phrases"]) == (1, 1)
     assert 0 <= report["values"]["hit_rate"] <= report["values"]["hit_rate_any"] <= 1
     assert report["settings"]["text_model"] == "by"
-    assert (tmp_path / "out/text.md").is_file()
+    assert {"text.json", "text.md", "text-hits.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
 def test_text_needs_class_names(tmp_path: Path) -> None:
@@ -158,7 +158,9 @@ def test_instance_measures_the_boxes_of_a_detector(tmp_path: Path) -> None:
 
 
 def test_proposals_are_measured(tmp_path: Path) -> None:
-    result = evaluate("proposals", data_set(tmp_path), *RANDOM, "--points-per-side", "2", "--json")
+    out = ["--out", tmp_path / "out"]
+    result = evaluate("proposals", data_set(tmp_path), *RANDOM, "--points-per-side", "2", "--json", *out)
+    assert (tmp_path / "out/proposals-recall.png").is_file()
     report = json.loads(result.stdout)
     assert report["values"]["objects"] == 2
     assert 0 <= report["values"]["ar@10"] <= report["values"]["ar@1000"] <= 1

@@ -1,6 +1,9 @@
 """The commands that train, from the command line: results, exit status, and one line for what went wrong."""
 
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,16 @@ def test_checkpoint_of_another_model_is_named(shapes: Path, tmp_path: Path) -> N
     assert result.exit_code == 1
     assert str(weights) in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_freed_memory_is_kept_for_the_next_step_where_the_c_library_can() -> None:
+    code = (
+        "from segment_anything.training.allocator import keep_freed_memory; import torch, pathlib\n"
+        "resident = lambda: int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "assert keep_freed_memory(); before = resident()\n"
+        "torch.ones(50_000_000)\n"
+        "assert resident() - before > 150_000_000, resident() - before"
+    )
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        pytest.skip("for glibc")
+    subprocess.run([sys.executable, "-c", code], check=True)

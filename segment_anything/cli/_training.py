@@ -40,11 +40,15 @@ class StartOptions:
 
 
 def load_on_own_device(name: str, checkpoint: str | None, device: str, image_size: int | None) -> Sam:
-    """`load_sam` on the device of this process."""
+    """`load_sam` on the device of this process, which is made ready to train there."""
     from segment_anything.build_sam import load_sam  # imports torch
+    from segment_anything.training.allocator import keep_freed_memory
     from segment_anything.training.distributed import local_device
 
-    return load_sam(name, checkpoint, local_device(device), "float32", image_size)
+    sam = load_sam(name, checkpoint, local_device(device), "float32", image_size)
+    if sam.device.type == "cpu":
+        keep_freed_memory()
+    return sam
 
 
 @contextmanager

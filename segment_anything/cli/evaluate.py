@@ -170,6 +170,7 @@ def proposals(
     from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
     from segment_anything.evaluation.data import open_images
     from segment_anything.evaluation.interact import weights_of
+    from segment_anything.evaluation.pictures import draw_proposals
     from segment_anything.evaluation.proposals import PAPER_OPTIONS, Proposals
 
     settings = {
@@ -183,7 +184,7 @@ def proposals(
     full = asdict(AutomaticMaskOptions(**settings))
     generator: Any = SamAutomaticMaskGenerator(sam, **full)
     protocol = Proposals(generator.generate, {**full, "weights": weights_of(sam)})
-    measure(protocol, items, run, sam, short_name(data), 0)
+    measure(protocol, items, run, sam, short_name(data), 0, lambda p, rows, _, out: draw_proposals(p, rows, out))
 
 
 @app.command()
@@ -231,6 +232,7 @@ def text(
     from segment_anything.datasets import open_dataset
     from segment_anything.evaluation.data import images_of
     from segment_anything.evaluation.interact import weights_of
+    from segment_anything.evaluation.pictures import draw_text
     from segment_anything.evaluation.text import Grounder, TextToMask
     from segment_anything.grounding import GroundingOptions
 
@@ -239,4 +241,12 @@ def text(
     origin = {"text_model": Path(text_model).name, "min_score": min_score, "weights": weights_of(sam)}
     grounder = Grounder(sam, by, GroundingOptions(min_score=min_score))
     protocol = TextToMask(grounder, dataset.classes, origin, options)
-    measure(protocol, images_of(dataset), run, sam, short_name(data), options.seed)
+    measure(
+        protocol,
+        images_of(dataset),
+        run,
+        sam,
+        short_name(data),
+        options.seed,
+        lambda p, rows, _, out: draw_text(p, rows, out),
+    )

@@ -12,10 +12,18 @@ from segment_anything.evaluation.edge_scores import default_thresholds, score_ed
 from segment_anything.evaluation.edges import Edges, counts_of
 from segment_anything.evaluation.instance import Instance, precision_over_recall
 from segment_anything.evaluation.interact import Encoded, boxes_to_masks
-from segment_anything.evaluation.metrics import calibration
-from segment_anything.evaluation.plots import mean_curve, plot_clicks, plot_precision_recall, plot_reliability
+from segment_anything.evaluation.metrics import COCO_THRESHOLDS, calibration
+from segment_anything.evaluation.plots import (
+    mean_curve,
+    plot_clicks,
+    plot_hits,
+    plot_precision_recall,
+    plot_reliability,
+)
 from segment_anything.evaluation.points_boxes import PointsBoxes, predicted_and_actual
+from segment_anything.evaluation.proposals import Proposals
 from segment_anything.evaluation.runs import Row
+from segment_anything.evaluation.text import TextToMask
 from segment_anything.masks import mask_to_box
 from segment_anything.simulate import mask_boxes
 from segment_anything.visualize import contact_sheet, overlay
@@ -102,3 +110,28 @@ def draw_instance(protocol: Instance, rows: Sequence[Row], folder: Path) -> list
     recall = np.linspace(0, 1, 101)
     file = folder / f"{protocol.name}-precision-recall.png"
     return [plot_precision_recall({name: (recall, values) for name, values in curves.items()}, file)]
+
+
+def draw_proposals(protocol: Proposals, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Recall by overlap, for each number of proposals."""
+    total = sum(row["truths"]["all"] for row in rows)
+    if not total:
+        return []
+    curves = {
+        f"{count} proposals": np.sum([row["hits"]["all"][str(count)] for row in rows], axis=0) / total
+        for count in protocol.counts
+    }
+    return [plot_hits(curves, np.asarray(COCO_THRESHOLDS), folder / f"{protocol.name}-recall.png")]
+
+
+def draw_text(protocol: TextToMask, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Hit rate by overlap, of the first mask for a phrase and of any."""
+    answers = [answer for row in rows for answer in row["answers"] if answer["present"]]
+    if not answers:
+        return []
+    overlaps = np.linspace(0.05, 0.95, 19)
+    curves = {
+        name: np.mean([[answer[key] >= overlap for overlap in overlaps] for answer in answers], axis=0)
+        for name, key in (("first mask", "first_iou"), ("any mask", "best_iou"))
+    }
+    return [plot_hits(curves, overlaps, folder / f"{protocol.name}-hits.png")]

@@ -1,4 +1,4 @@
-"""Plots of a run, as PNG files: IoU over clicks, precision over recall, reliability of the predicted IoU."""
+"""Plots of a run, as PNG files: IoU over clicks, precision over recall, hits by overlap, predicted and true IoU."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,6 +69,22 @@ def plot_reliability(trust: Calibration, file: Path) -> Path:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.legend(loc="upper left")
+    return _save(figure, file)
+
+
+def plot_hits(curves: Mapping[str, Floats], overlaps: Floats, file: Path) -> Path:
+    """Share of what was looked for that was found, by the overlap that counts as found.
+
+    Args:
+        curves: name -> (T,) shares.
+        overlaps: (T,) smallest IoU of a hit.
+        file: PNG to write.
+    """
+    figure, axes = _axes("IoU of a hit, at least", "share found")
+    for name, shares in curves.items():
+        axes.plot(overlaps, shares, marker="o", markersize=3, label=name)
+    axes.set_ylim(0, 1)
+    axes.legend(loc="upper right")
     return _save(figure, file)
 
 

@@ -78,7 +78,7 @@ def estimate_memory(sam: Sam, *, batch_size: int, objects: int, precision: str) 
 
 def _as_fake(sam: Sam) -> Sam:
     """A copy of the model on the CPU whose parameters and buffers have no numbers."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(sam._fingerprint): None}  # it is of the numbers, which the copy does not have
     for tensor in [*sam.parameters(), *sam.buffers()]:
         fake = torch.empty(tensor.shape, dtype=tensor.dtype)
         memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
