@@ -10,6 +10,7 @@ from segment_anything.architectures import architecture, assemble, without_initi
 from segment_anything.checkpoints import fetch_checkpoint, load_checkpoint, read_checkpoint
 from segment_anything.modeling import Sam
 from segment_anything.modeling.compiled import check_compiler, compile_encoder
+from segment_anything.modeling.int8 import quantise_linear_layers
 
 Checkpoint = str | os.PathLike[str]
 
@@ -98,7 +99,9 @@ def load_sam(
         name: `nano` (bundled), `vit_t`, `vit_b`, `vit_l` or `vit_h` (downloaded once into the cache folder).
         checkpoint: other weights (path, or name of a file in the cache folder); "random" for seeded random ones.
         device: "auto" takes CUDA, else Apple's GPU, else the CPU.
-        dtype: "float32", "bf16" or "fp16", or torch's types. fp16 needs a GPU.
+        dtype: "float32", "bf16" or "fp16", or torch's types. fp16 needs a GPU. bf16 is fast on GPUs, and on CPUs with
+            AVX512_BF16 or AMX. "int8", for CPUs: the image encoder's linear layers in 8 bits, the rest float32.
+            All but float32 are approximate (docs/performance.md).
         image_size: side of the square input in pixels; None for what the weights were made for. Smaller is faster and
             coarser; position tables are resampled.
         compile: let `torch.compile` make the image encoder faster, block by block: the first image then waits for it.
@@ -113,7 +116,10 @@ def load_sam(
     name = "vit_h" if name == "default" else name
     architecture(name)
     chosen_device = _device(device)
-    chosen_dtype = _dtype(dtype, chosen_device)
+    is_int8 = dtype in ("int8", torch.int8)
+    chosen_dtype = torch.float32 if is_int8 else _dtype(dtype, chosen_device)
+    if is_int8 and chosen_device.type != "cpu":
+        raise ValueError(f'dtype int8 is for the CPU, and device is {chosen_device}. Take "bf16", or device="cpu".')
     if checkpoint == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -121,6 +127,8 @@ def load_sam(
     else:
         sam = _build(name, fetch_checkpoint(name) if checkpoint is None else checkpoint, image_size)
     sam.to(device=chosen_device, dtype=chosen_dtype)
+    if is_int8:
+        quantise_linear_layers(sam.image_encoder)
     if compile:
         check_compiler(chosen_device)
         compile_encoder(sam.image_encoder)
@@ -144,7 +152,7 @@ def _device(device: str | torch.device) -> torch.device:
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     chosen = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values() or chosen is None:
-        raise ValueError(f"dtype must be float32, bfloat16 (bf16) or float16 (fp16); got {dtype!r}.")
+        raise ValueError(f"dtype must be float32, bfloat16 (bf16), float16 (fp16) or int8; got {dtype!r}.")
     if chosen == torch.float16 and device.type == "cpu":
         raise ValueError('dtype float16 is for GPUs: on the CPU it is slow and inexact. Take "bf16" or "float32".')
     return chosen

@@ -105,9 +105,9 @@ def test_float16_on_the_cpu_is_refused_with_the_types_that_work() -> None:
         load_sam(checkpoint="random", device="cpu", dtype="fp16")
 
 
-@pytest.mark.parametrize("dtype", ["int8", torch.float64, None])
+@pytest.mark.parametrize("dtype", ["int4", torch.float64, None])
 def test_other_types_are_refused_by_name(dtype: str | torch.dtype | None) -> None:
-    with pytest.raises(ValueError, match=r"dtype must be float32, bfloat16 \(bf16\) or float16 \(fp16\); got"):
+    with pytest.raises(ValueError, match=r"dtype must be float32, bfloat16 \(bf16\), float16 \(fp16\) or int8; got"):
         load_sam(checkpoint="random", dtype=dtype)
 
 

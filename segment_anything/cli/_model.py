@@ -20,7 +20,7 @@ class ModelOptions:
     device: str = "auto"
     """Where to run: auto, cpu, cuda, cuda:1, mps, ..."""
     dtype: str = "float32"
-    """Type of numbers: float32, bfloat16 or float16 (on a GPU)."""
+    """Type of numbers: float32, bfloat16, float16 (on a GPU) or int8 (on a CPU); all but the first are approximate."""
     image_size: int | None = None
     """Side of the network's square input in pixels; smaller is faster and coarser. By default its own."""
 

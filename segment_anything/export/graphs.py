@@ -87,7 +87,7 @@ class _Decoder(nn.Module):
         tokens, cells = self.transformer(tokens, cells, code, out, known)
         size_hw = self.sam.prompt_encoder.image_embedding_size
         masks = self.decoder.upscale(cells, size_hw, tokens[:, 1 : 1 + self.decoder.num_mask_tokens])
-        return self.decoder.iou_prediction_head(tokens[:, 0]), masks
+        return self.decoder.predict_iou(tokens[:, 0]), masks
 
 
 class BatchedDecoder(_Decoder):

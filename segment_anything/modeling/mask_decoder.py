@@ -6,7 +6,9 @@ ambiguity-aware". Parameter names are those of the published checkpoints.
 Letters: N objects, T prompt tokens, K mask tokens, C width, g embedding cells a side.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import nn
@@ -84,8 +86,20 @@ class MaskDecoder(nn.Module):
         source = image_embeddings + dense_prompt_embeddings  # one image is broadcast, never copied
         tokens, image = self.transformer(source, image_pe, tokens)
         masks = self.upscale(image, source.shape[-2:], tokens[:, 1 : 1 + self.num_mask_tokens])
-        iou: torch.Tensor = self.iou_prediction_head(tokens[:, 0])
-        return masks, iou
+        return masks, self.predict_iou(tokens[:, 0])
+
+    def predict_iou(self, iou_token: torch.Tensor) -> torch.Tensor:
+        """IoU token (N, C) -> predicted IoU (N, K), float32 in a model of half precision: thresholds look at it."""
+        iou: torch.Tensor = self.iou_prediction_head(iou_token.to(next(self.iou_prediction_head.parameters()).dtype))
+        return iou
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        exact = {name: tensor.detach().clone() for name, tensor in self.iou_prediction_head.named_parameters()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, parameter in self.iou_prediction_head.named_parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = exact[name].to(parameter.device)
+        return self
 
     def upscale(
         self, image: torch.Tensor, size_hw: tuple[int, int] | torch.Size, mask_tokens: torch.Tensor

@@ -133,7 +133,7 @@ class PreparedDecoder:
         masks: list[torch.Tensor] = []
         ious = []
         for tokens, cells in self._transformed(sparse, dense, chosen):
-            ious.append(self.decoder.iou_prediction_head(tokens[:, 0])[:, chosen])
+            ious.append(self.decoder.predict_iou(tokens[:, 0])[:, chosen])
             kernels = self.upscaler.kernels(tokens[:, 1:], chosen)
             masks.extend(self.upscaler(cells[i], kernels[i]) for i in range(len(tokens)))
         return torch.stack(masks), torch.cat(ious)
@@ -154,7 +154,7 @@ class PreparedDecoder:
         places, ious = [], []
         done = 0
         for tokens, cells in self._transformed(sparse, dense, chosen):
-            iou = self.decoder.iou_prediction_head(tokens[:, 0])[:, chosen]
+            iou = self.decoder.predict_iou(tokens[:, 0])[:, chosen]
             passed = iou.float() > iou_threshold
             rows = passed.any(dim=1).nonzero()[:, 0].tolist()
             if rows:
@@ -185,7 +185,7 @@ class PreparedDecoder:
             yield self._transform(tokens[part], None if self.first is not None else dense[part], read)
 
     def _transform(
-        self, tokens: torch.Tensor, dense: torch.Tensor | Drawn | None, read: list[int]
+        self, tokens: torch.Tensor, dense: torch.Tensor | Drawn | None, read: list[int] | slice
     ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
         # What a block's tokens tell the cells changes no token, so it is put off until the next look at the image:
         # each object's cells are then visited once a block.

@@ -11,8 +11,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.linear import linear
 from segment_anything.modeling.mask_decoder import MaskDecoder
 
-_PAIR = {torch.float32: torch.int64, torch.bfloat16: torch.int32, torch.float16: torch.int32}
-"""Two neighbours of a type as one number, which are laid out anew together."""
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Upscaler:
@@ -41,21 +40,24 @@ class Upscaler:
     def __call__(self, cells: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
         """Cells (N, C) and kernels (K, C / 8) of one object -> masks (K, 4g, 4g)."""
         (height, width), count = self.size_hw, len(kernels)
-        out = cells.new_empty((count, height, 2, 2, width, 2, 2))  # y, its child, its grandchild, x, ...
+        dtype = torch.float32 if cells.dtype in HALF else cells.dtype  # logits keep their digits
+        out = cells.new_empty((count, height, 2, 2, width, 2, 2), dtype=dtype)  # y, its child, its grandchild, x, ...
         pairs = _as_pairs(out)
         for row in range(0, height, self.rows):
             part = cells[row * width : (row + self.rows) * width]
             x = linear(part, *self.first).view(len(part) * 4, -1)
             x = self.act1(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps))
             x = linear(x, *self.second, self.act2).view(len(part) * 16, -1)
-            masks = (kernels @ x.T).view(count, -1, width, 2, 2, 2, 2)  # K y x, child y x, grandchild y x
+            masks = (kernels.to(dtype) @ x.T.to(dtype)).view(
+                count, -1, width, 2, 2, 2, 2
+            )  # K y x, child y x, grandchild y x
             pairs[:, row : row + self.rows] = _as_pairs(masks).permute(0, 1, 3, 5, 2, 4, 6)
         return out.view(count, 4 * height, 4 * width)
 
 
 def _as_pairs(x: torch.Tensor) -> torch.Tensor:
     """The last axis, of two, as one number of twice the width, which is moved in one go (10 times faster)."""
-    return x.view(_PAIR[x.dtype]) if x.dtype in _PAIR else x
+    return x.view(torch.int64) if x.dtype == torch.float32 else x
 
 
 def _per_cell(layer: nn.ConvTranspose2d) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ Letters: B images, N objects, C masks of each, H x W original pixels, S side of 
 side.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,13 @@ class Sam(nn.Module):
         self._recorded = RecordedSam()
         self._uploads = Uploads()
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        exact = self.pixel_mean, self.pixel_std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.pixel_mean.dtype in (torch.bfloat16, torch.float16):  # rounded, 123.675 would be 123.5
+            self.pixel_mean, self.pixel_std = (values.to(self.pixel_mean.device) for values in exact)
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -127,7 +134,7 @@ class Sam(nn.Module):
             )
         if x.dtype == torch.float64:  # some devices have none
             x = x.float()
-        x = ((x.to(self.device).float() - self.pixel_mean.float()) / self.pixel_std.float()).to(self.dtype)
+        x = ((x.to(self.device).float() - self.pixel_mean) / self.pixel_std).to(self.dtype)
         height, width = x.shape[-2:]
         return pad(x, (0, self.image_size - width, 0, self.image_size - height))
 

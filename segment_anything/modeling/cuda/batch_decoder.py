@@ -33,9 +33,9 @@ class BatchDecoder(PreparedDecoder):
         output = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
         tokens = torch.cat([output[None].expand(len(sparse), -1, -1), sparse], dim=1)
         # a slice, where a list of places would have to be sent to the device
-        read: list[int] = slice(0, 1 + self.decoder.num_mask_tokens)  # type: ignore[assignment]
+        read = slice(0, 1 + self.decoder.num_mask_tokens)
         tokens, cells = self._transform(tokens, None if self.first is not None else dense, read)
-        iou = self.decoder.iou_prediction_head(tokens[:, 0])[:, chosen]
+        iou = self.decoder.predict_iou(tokens[:, 0])[:, chosen]
         kernels = self.upscaler.kernels(tokens[:, 1:][:, chosen], chosen)
         return upscale(self.upscaler, torch.stack(tuple(cells)), kernels), iou
 
