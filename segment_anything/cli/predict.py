@@ -7,6 +7,7 @@ A single click may mean a part or the whole: of the three masks for it the one w
     segment-anything predict photo.jpg --box 40,60,300,280 --box 310,20,460,200
     segment-anything predict photo.jpg --detector yolox.onnx --class truck
     segment-anything predict photo.jpg --text "a red car"
+    segment-anything predict photo.jpg --checkpoint run/best.safetensors --classes run/best.classes.safetensors
 """
 
 import json
@@ -20,13 +21,17 @@ import typer
 
 from segment_anything.cli._console import print_table
 from segment_anything.cli._files import write_json, write_png
+from segment_anything.cli._learned import draws_whole_image, load_learned, names_of, segment_learned
 from segment_anything.cli._model import ModelOptions
 from segment_anything.cli._named import NamingOptions, find_named, named_report, print_named
 from segment_anything.cli._options import Panel, expand_dataclasses
 from segment_anything.images import MAX_PIXELS, read_image
 
 if TYPE_CHECKING:
+    from segment_anything.grounding import Grounded
+    from segment_anything.modeling import Sam
     from segment_anything.prompts import Prompts
+    from segment_anything.training.classes import ClassHead
 
 _NAMES = "Objects with names"
 Point = tuple[float, float, int]
@@ -43,6 +48,11 @@ class Asked:
     texts: list[str]
     named: bool
     """Whether a detector or phrases find the objects."""
+
+    @property
+    def pointed(self) -> bool:
+        """Whether there is a click, a box or a mask."""
+        return bool(self.points or self.boxes or self.mask is not None)
 
     def prompts(self) -> "Prompts":
         """One prompt for each object."""
@@ -70,6 +80,8 @@ class Found:
     mask: np.ndarray
     """(H, W) bool, original pixels."""
     predicted_iou: float
+    category: tuple[str, float] | None = None
+    """Class and its probability, where classes were learned."""
 
 
 @expand_dataclasses
@@ -98,6 +110,16 @@ def command(
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Keep this class of the detector only.", rich_help_panel=_NAMES),
     ] = None,
+    learned: Annotated[
+        Path | None,
+        typer.Option(
+            "--classes",
+            metavar="FILE",
+            help="Classes that fine-tuning learned (best.classes.safetensors): names for what is pointed at, or the "
+            "whole image, a mask for each class.",
+            rich_help_panel=_NAMES,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("out"),
     all_masks: Annotated[bool, typer.Option("--all-masks", help="Keep all three masks of each object.")] = False,
     cutout: Annotated[bool, typer.Option("--cutout", help="Save each object with transparency around it.")] = False,
@@ -112,11 +134,13 @@ def command(
         texts=texts or [],
         named=bool(texts) or naming.detector is not None,
     )
-    _check(asked, naming, classes)
-    if asked.named:
+    _check(asked, naming, classes, learned)
+    if learned is not None:
+        found, report, picture, seconds = _recall(image, pixels, asked, model, learned, all_masks)
+    elif asked.named:
         found, report, picture, seconds = _find(image, pixels, asked, model, naming, classes or [])
     else:
-        found, seconds = _segment(pixels, asked, model, all_masks)
+        found, seconds = _segment(model.load(), pixels, asked, all_masks)
         report, picture = _report(image, pixels, found), _draw(pixels, asked, found)
     stem = out / image.stem
     write_png(stem.with_name(f"{stem.name}_overlay.png"), picture)
@@ -152,8 +176,10 @@ def _box(text: str) -> Box:
     return x0, y0, x1, y1
 
 
-def _check(asked: Asked, naming: NamingOptions, classes: list[str] | None) -> None:
-    pointed = bool(asked.points or asked.boxes or asked.mask is not None)
+def _check(asked: Asked, naming: NamingOptions, classes: list[str] | None, learned: Path | None) -> None:
+    pointed = asked.pointed
+    if learned is not None and asked.named:
+        raise typer.BadParameter("give --classes, --detector or --text, not two of them.")
     if asked.named and pointed:
         raise typer.BadParameter("--detector and --text find objects themselves: give no --point, --box or --mask.")
     if asked.texts and naming.detector is not None:
@@ -162,7 +188,7 @@ def _check(asked: Asked, naming: NamingOptions, classes: list[str] | None) -> No
         raise typer.BadParameter("--class chooses among the classes of a --detector; for a phrase use --text.")
     if asked.named:
         return
-    if not asked.points and not asked.boxes and asked.mask is None:
+    if not pointed and learned is None:
         raise typer.BadParameter(
             "nothing is asked for: give --point, --box or --mask, --detector or --text (or use the command generate)."
         )
@@ -174,29 +200,49 @@ def _find(
     image: Path, pixels: np.ndarray, asked: Asked, model: ModelOptions, naming: NamingOptions, classes: list[str]
 ) -> tuple[list[Found], dict[str, Any], np.ndarray, float]:
     """The masks of a detector or of phrases, their report and picture, and the seconds in all."""
+    return _named_masks(image, pixels, find_named(image, pixels, model, naming, asked.texts, classes))
+
+
+def _named_masks(
+    image: Path, pixels: np.ndarray, named: "Grounded"
+) -> tuple[list[Found], dict[str, Any], np.ndarray, float]:
     from segment_anything.records import record_mask
 
-    named = find_named(image, pixels, model, naming, asked.texts, classes)
     found = [Found(i, record_mask(one), one["predicted_iou"]) for i, one in enumerate(named.records)]
     seconds = named.seconds.find + named.seconds.encode + named.seconds.masks
     return found, named_report(image, named), named.overlay(pixels), seconds
 
 
-def _segment(pixels: np.ndarray, asked: Asked, model: ModelOptions, all_masks: bool) -> tuple[list[Found], float]:
+def _recall(
+    image: Path, pixels: np.ndarray, asked: Asked, model: ModelOptions, file: Path, all_masks: bool
+) -> tuple[list[Found], dict[str, Any], np.ndarray, float]:
+    """As `_find`, with classes that were learned by fine-tuning."""
+    sam = model.load()
+    learned = load_learned(file, sam)
+    if draws_whole_image(learned, pointed=asked.pointed):
+        return _named_masks(image, pixels, segment_learned(sam, pixels, learned))  # type: ignore[arg-type]
+    found, seconds = _segment(sam, pixels, asked, all_masks, learned)  # type: ignore[arg-type]
+    return found, _report(image, pixels, found), _draw(pixels, asked, found), seconds
+
+
+def _segment(
+    sam: "Sam", pixels: np.ndarray, asked: Asked, all_masks: bool, head: "ClassHead | None" = None
+) -> tuple[list[Found], float]:
     """The masks, object by object, and the seconds that network and upsampling took."""
     import torch
 
-    sam = model.load()
     start = time.perf_counter()
     with torch.inference_mode():
-        decoded = sam.decode(sam.encode(pixels), asked.prompts(), multimask_output=True if all_masks else None)
+        embedding = sam.encode(pixels)
+        decoded = sam.decode(embedding, asked.prompts(), multimask_output=True if all_masks else None)
         decoded = decoded if all_masks else decoded.best()
-        masks = decoded.masks().cpu().numpy()
-        qualities = decoded.iou_predictions.float().cpu().numpy()
+        masks = decoded.masks().flatten(0, 1).cpu().numpy()
+        qualities = decoded.iou_predictions.float().flatten().tolist()
+        named = names_of(head, embedding, decoded) if head is not None else [None] * len(masks)
+    each = decoded.iou_predictions.shape[1]
     found = [
-        Found(number, mask, float(quality))
-        for number, of_object in enumerate(zip(masks, qualities, strict=True))
-        for mask, quality in zip(*of_object, strict=True)
+        Found(number // each, mask, quality, category)
+        for number, (mask, quality, category) in enumerate(zip(masks, qualities, named, strict=True))
     ]
     return found, time.perf_counter() - start
 
@@ -211,6 +257,8 @@ def _report(image: Path, pixels: np.ndarray, found: list[Found]) -> dict[str, An
     report = to_sa1b(records, image_id=1, file_name=image.name, size_hw=pixels.shape[:2])
     for annotation, one in zip(report["annotations"], found, strict=True):
         annotation["object"] = one.number
+        if one.category is not None:
+            annotation["category"], annotation["category_score"] = one.category
     return report
 
 
@@ -233,6 +281,9 @@ def _draw(pixels: np.ndarray, asked: Asked, found: list[Found]) -> np.ndarray:
         points_xy=[(x, y) for x, y, _ in asked.points] or None,
         labels=[label for _, _, label in asked.points] or None,
         boxes_xyxy=asked.boxes or None,
+        names=[f"{one.category[0]} {one.category[1]:.2f}" if one.category else "" for one in found]
+        if any(one.category for one in found)
+        else None,
     )
 
 
@@ -240,9 +291,11 @@ def _print_table(report: dict[str, Any]) -> None:
     if "seconds_find" in report:
         print_named(report)
         return
+    named = any("category" in record for record in report["annotations"])
     rows = [
         (
             str(record["id"]),
+            *((f"{record['category']} {record['category_score']:.2f}",) if named else ()),
             f"{record['predicted_iou']:.3f}",
             f"{record['area']:,} px",
             ", ".join(map(str, record["bbox"])),
@@ -250,5 +303,5 @@ def _print_table(report: dict[str, Any]) -> None:
         )
         for record in report["annotations"]
     ]
-    print_table(("mask", "predicted IoU", "area", "box x, y, w, h", "file"), rows)
+    print_table(("mask", *(("class",) if named else ()), "predicted IoU", "area", "box x, y, w, h", "file"), rows)
     print(f"{report['seconds']:.2f} s with {report['model']}; picture: {report['overlay']}")
