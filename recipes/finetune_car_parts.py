@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/eval/car_parts"))
     parser.add_argument("--checkpoint", help="weights of nano to start from; by default the bundled ones")
     parser.add_argument("--out", type=Path, default=Path("runs/car_parts"))
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=1.5e-4)
     given = parser.parse_args()
     started = time.perf_counter()
     keep_freed_memory()
@@ -49,7 +49,7 @@ def main() -> None:
         load_sam("nano", checkpoint=given.checkpoint, device="cpu"),
         DataOptions(data=given.data, valid_fraction=0.4),
         given.out,
-        FinetuneOptions(preset="cpu", rounds=2, objects=6, precision="bf16", valid_objects=5),
+        FinetuneOptions(preset="cpu", rounds=1, objects=8, precision="bf16", valid_objects=5),
         LoopOptions(epochs=given.epochs, lr=given.lr, progress=False),
     )
     print(table(result, started))

@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--checkpoint", required=True, help="weights that have not seen the nuclei")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"))
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=1.5e-4)
     given = parser.parse_args()
     labelled = (given.test / "labels").is_dir()
     if not labelled:
@@ -71,7 +71,7 @@ def main() -> None:
         DataOptions(data=divided(given.train, given.out), valid_data=given.test if labelled else None),
         given.out,
         FinetuneOptions(
-            preset="cpu", rounds=2, objects=6, precision="bf16", flip_vertical=0.5, views=2, valid_objects=4
+            preset="cpu", rounds=1, objects=8, precision="bf16", flip_vertical=0.5, views=2, valid_objects=4
         ),
         LoopOptions(epochs=given.epochs, lr=given.lr, progress=False),
     )

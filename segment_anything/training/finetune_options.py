@@ -128,7 +128,7 @@ class FinetuneOptions:
     valid_objects: int = 16
     """Objects of each image to validate on."""
     paper_only: bool = False
-    """Train to the letter of the paper: the single mask never on a first prompt alone."""
+    """Train to the letter of the paper: the single mask never on a first prompt alone, every box with full noise."""
 
     def __post_init__(self) -> None:
         for name, allowed in (

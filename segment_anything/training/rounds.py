@@ -15,8 +15,10 @@ and "Making the model ambiguity-aware". In order:
     the one with the highest predicted IoU. Several prompts get one mask.                              (`round_loss`)
 8.  Loss: focal to dice 20 : 1, and the squared error of the predicted IoU with weight 1.              (`losses`)
 
-One deviation, which `paper_only` turns off: after the first prompt the single mask is trained as well as the three.
-The published rule never trains it on a box alone, as people (and this package's `multimask_output=None`) use it.
+Two deviations, which `paper_only` turns off. After the first prompt the single mask is trained as well as the three:
+the published rule never trains it on a box alone, as people (and this package's `multimask_output=None`) use it. And
+the noise of step 3 is drawn for each box, mostly small (10 % times the square of a uniform number): a model that never
+sees a tight box does not trust those that people draw tightly (docs/log.md).
 
 Every round is differentiated by itself (step 5 passes a mask without its gradient): memory does not grow with rounds.
 
@@ -149,9 +151,11 @@ class _Game:
 
     def _noisy_boxes(self) -> torch.Tensor:
         most = BOX_NOISE_PX_AT_1024 * self.image_size / 1024
-        return noisy_boxes(
-            self.targets.boxes_input, self.targets.input_size_hw, self.generator, relative=BOX_NOISE, at_most=most
-        )
+        boxes = self.targets.boxes_input
+        relative = torch.full((len(boxes), 1), BOX_NOISE, device=boxes.device)
+        if not self.paper_only:
+            relative *= torch.rand(relative.shape, generator=self.generator, device=boxes.device) ** 2
+        return noisy_boxes(boxes, self.targets.input_size_hw, self.generator, relative=relative, at_most=most)
 
     def _click(self, cells_xy: torch.Tensor, labels: torch.Tensor) -> None:
         """Add a point at the centre of a cell of the decoder's masks (N, 2) to every object."""
