@@ -140,6 +140,18 @@ def test_gradients_of_the_operator_are_those_of_plain_attention(window: int, wit
         torch.testing.assert_close(actual, expected)
 
 
+def test_parameters_of_a_wider_type_keep_theirs_as_under_autocast() -> None:
+    qkv, padding, *tables = (tensor.requires_grad_() for tensor in inputs((1, 4, 5), 2, 3, 3))
+    narrow = qkv.detach().bfloat16().requires_grad_()
+    out = grid_attention(narrow, padding, *tables, 2, 3)
+    assert out.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(out.float().sum(), [narrow, padding, *tables])
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, *[torch.float32] * 3]
+    exact = torch.autograd.grad(grid_attention(qkv, padding, *tables, 2, 3).sum(), [qkv, padding, *tables])
+    for rough, wanted in zip(gradients, exact, strict=True):
+        torch.testing.assert_close(rough.float(), wanted, rtol=0.1, atol=0.1)
+
+
 def test_shapes_are_known_without_computing() -> None:
     given = [None if tensor is None else tensor.to("meta") for tensor in inputs((2, 4, 5), 2, 16)]
     found = grid_attention(*given, 2, 0)

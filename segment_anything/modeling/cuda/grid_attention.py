@@ -44,7 +44,7 @@ WHOLE_GRID = Launch(queries=128, keys=0, warps=8, stages=3)
 """Many keys in wide rows."""
 WINDOW = Launch(queries=64, keys=32, warps=4, stages=2)
 """196 keys of 14 x 14 fill seven steps of 32 but for 28 places."""
-EXACT = {True: Launch(queries=32, keys=0, warps=4, stages=1), False: Launch(queries=32, keys=32, warps=4, stages=1)}
+EXACT = {True: Launch(queries=16, keys=0, warps=8, stages=1), False: Launch(queries=32, keys=32, warps=8, stages=1)}
 """The same in float32, whose products do not run on tensor cores: whether rows are wide, and the launch."""
 
 
@@ -89,7 +89,21 @@ def grid_attention(
     Returns:
         (B, H, W, C), contiguous.
     """
-    return grid_attention_plain(qkv, padding, table_h, table_w, heads, window).contiguous()
+    return _plain(qkv, padding, table_h, table_w, heads, window)
+
+
+def _plain(
+    qkv: torch.Tensor,
+    padding: torch.Tensor | None,
+    table_h: torch.Tensor,
+    table_w: torch.Tensor,
+    heads: int,
+    window: int,
+) -> torch.Tensor:
+    """The plain version, in the type of `qkv`: under autocast the parameters have another."""
+    padding = None if padding is None else padding.to(qkv.dtype)
+    tables = table_h.to(qkv.dtype), table_w.to(qkv.dtype)
+    return grid_attention_plain(qkv, padding, *tables, heads, window).contiguous()
 
 
 @grid_attention.register_fake
@@ -120,7 +134,7 @@ def _(
             raise
         except Exception as error:  # a compiler's or a driver's, of whatever class: the answer does not depend on it
             _give_up(qkv.device, qkv.dtype, qkv.shape[3] // (3 * heads), error)
-    return grid_attention_plain(qkv, padding, table_h, table_w, heads, window).contiguous()
+    return _plain(qkv, padding, table_h, table_w, heads, window)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -144,7 +158,7 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
         inputs += [tensor[:, head].flatten() for tensor in padding_by_head]
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
-            out = grid_attention_plain(inputs[0], inputs[3] if padding else None, inputs[1], inputs[2], 1, ctx.window)
+            out = _plain(inputs[0], inputs[3] if padding else None, inputs[1], inputs[2], 1, ctx.window)
         found = torch.autograd.grad(out, inputs, d_out[..., head, :].to(out.dtype), materialize_grads=True)
         d_qkv[..., head, :] = found[0].unflatten(3, (3, -1))
         for total, part in zip(d_tables, found[1:3], strict=True):
@@ -222,7 +236,7 @@ def launch(
             D1=d1,
             LINE=line,
             PRECISION=precision,
-            num_warps=4,
+            num_warps=8 if qkv.dtype == torch.float32 else 4,
         )
         attention_kernel[(places * -(-size_h * size_w // plan.queries),)](
             *(qkv, qkv if padding is None else padding, scores, out, *numbers, head_width**-0.5),

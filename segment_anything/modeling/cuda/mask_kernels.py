@@ -45,13 +45,14 @@ def measure_kernel(
     ratio_x,
     threshold,
     offset,
+    count,
     tiles_x,
-    tiles,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
+    ROWS: tl.constexpr,
     PATCH: tl.constexpr,
 ):
-    """One tile of one mask.
+    """One tile of one of `count` masks. Neighbouring programs have different masks, so that they add to other numbers.
 
     Args:
         logits: (N, side, side) float32.
@@ -60,10 +61,11 @@ def measure_kernel(
         input_h, input_w: the image in input pixels.
         height, width: in original pixels.
         ratio_input, ratio_y, ratio_x: low-resolution pixels an input pixel, input pixels an original pixel.
+        ROWS: of a tile computed at once: few, as registers limit how many programs run.
         PATCH: a tile of more low-resolution logits along an axis is computed in any case.
     """
-    n = (tl.program_id(0) // tiles).to(tl.int64)
-    tile = tl.program_id(0) % tiles
+    n = (tl.program_id(0) % count).to(tl.int64)
+    tile = tl.program_id(0) // count
     top = tile // tiles_x * TILE_H
     left = tile % tiles_x * TILE_W
     bottom = tl.minimum(top + TILE_H, height) - 1
@@ -99,21 +101,36 @@ def measure_kernel(
         tl.atomic_max(boxes + n * 4 + 2, right)
         tl.atomic_max(boxes + n * 4 + 3, bottom)
     elif is_empty == 0:
-        y = (top + tl.arange(0, TILE_H))[:, None]
-        x = (left + tl.arange(0, TILE_W))[None, :]
-        wanted = (y < height) & (x < width)
-        row, down, share_y = _source(y, ratio_y, input_h - 1)
+        x = left + tl.arange(0, TILE_W)[None, :]
         column, far, share_x = _source(x, ratio_x, input_w - 1)
-        upper = (1.0 - share_x) * _input_logits(mask, row, column, side, ratio_input, wanted)
-        upper += share_x * _input_logits(mask, row, column + far, side, ratio_input, wanted)
-        lower = (1.0 - share_x) * _input_logits(mask, row + down, column, side, ratio_input, wanted)
-        lower += share_x * _input_logits(mask, row + down, column + far, side, ratio_input, wanted)
-        value = (1.0 - share_y) * upper + share_y * lower
-        inside = wanted & (value > threshold)
-        tl.atomic_add(areas + n * 3, tl.sum(tl.sum((wanted & (value > threshold + offset)).to(tl.int32), 1), 0))
-        tl.atomic_add(areas + n * 3 + 1, tl.sum(tl.sum(inside.to(tl.int32), 1), 0))
-        tl.atomic_add(areas + n * 3 + 2, tl.sum(tl.sum((wanted & (value > threshold - offset)).to(tl.int32), 1), 0))
-        tl.atomic_min(boxes + n * 4, tl.min(tl.min(tl.where(inside, x, width), 1), 0))
-        tl.atomic_min(boxes + n * 4 + 1, tl.min(tl.min(tl.where(inside, y, height), 1), 0))
-        tl.atomic_max(boxes + n * 4 + 2, tl.max(tl.max(tl.where(inside, x, -1), 1), 0))
-        tl.atomic_max(boxes + n * 4 + 3, tl.max(tl.max(tl.where(inside, y, -1), 1), 0))
+        strict = tl.zeros([ROWS, TILE_W], tl.int32)
+        area = tl.zeros([ROWS, TILE_W], tl.int32)
+        loose = tl.zeros([ROWS, TILE_W], tl.int32)
+        first_x = tl.zeros([ROWS, TILE_W], tl.int32) + width
+        first_y = tl.zeros([ROWS, TILE_W], tl.int32) + height
+        last_x = tl.zeros([ROWS, TILE_W], tl.int32) - 1
+        last_y = tl.zeros([ROWS, TILE_W], tl.int32) - 1
+        for start in range(0, TILE_H, ROWS):
+            y = top + start + tl.arange(0, ROWS)[:, None]
+            wanted = (y < height) & (x < width)
+            row, down, share_y = _source(y, ratio_y, input_h - 1)
+            upper = (1.0 - share_x) * _input_logits(mask, row, column, side, ratio_input, wanted)
+            upper += share_x * _input_logits(mask, row, column + far, side, ratio_input, wanted)
+            lower = (1.0 - share_x) * _input_logits(mask, row + down, column, side, ratio_input, wanted)
+            lower += share_x * _input_logits(mask, row + down, column + far, side, ratio_input, wanted)
+            value = (1.0 - share_y) * upper + share_y * lower
+            inside = wanted & (value > threshold)
+            strict += (wanted & (value > threshold + offset)).to(tl.int32)
+            area += inside.to(tl.int32)
+            loose += (wanted & (value > threshold - offset)).to(tl.int32)
+            first_x = tl.minimum(first_x, tl.where(inside, x, width))
+            first_y = tl.minimum(first_y, tl.where(inside, y, height))
+            last_x = tl.maximum(last_x, tl.where(inside, x, -1))
+            last_y = tl.maximum(last_y, tl.where(inside, y, -1))
+        tl.atomic_add(areas + n * 3, tl.sum(tl.sum(strict, 1), 0))
+        tl.atomic_add(areas + n * 3 + 1, tl.sum(tl.sum(area, 1), 0))
+        tl.atomic_add(areas + n * 3 + 2, tl.sum(tl.sum(loose, 1), 0))
+        tl.atomic_min(boxes + n * 4, tl.min(tl.min(first_x, 1), 0))
+        tl.atomic_min(boxes + n * 4 + 1, tl.min(tl.min(first_y, 1), 0))
+        tl.atomic_max(boxes + n * 4 + 2, tl.max(tl.max(last_x, 1), 0))
+        tl.atomic_max(boxes + n * 4 + 3, tl.max(tl.max(last_y, 1), 0))

@@ -68,9 +68,10 @@ def measure_by_kernel(
         measure_kernel[(count * tiles_y * tiles_x,)](
             *(logits, areas, boxes, side, input_h, input_w, height, width),
             *(side / geometry.image_size, input_h / height, input_w / width),
-            *(float(threshold), float(offset), tiles_x, tiles_y * tiles_x),
+            *(float(threshold), float(offset), count, tiles_x),
             TILE_H=tile_hw[0],
             TILE_W=tile_hw[1],
+            ROWS=4,
             PATCH=16,
             num_warps=4,
         )
