@@ -1,12 +1,13 @@
 """This package against the original `segment-anything` 1.0, in one run on the same image, weights and survivors.
 
     python benchmarks/compare_original.py                       # ViT-B, 16 x 16 points, three rounds
+    python benchmarks/compare_original.py --points-per-side 32 --dtypes bf16 int8
     python benchmarks/compare_original.py --rounds 1 --points-per-side 4 --out build/smoke
 
 The original is installed from the package index into build/original, a folder of its own that only its process
 searches, with a stand-in for torchvision (benchmarks/original); both packages share the interpreter, torch and the
-thread count. Weights are deterministic, made from names and shapes. Two processes take turns: while one works the
-other waits, and every round begins with the other one.
+thread count. Weights are deterministic, made from names and shapes. The processes take turns: while one works the
+others wait, and every round begins with the other end. `--dtypes` adds this package in types that are approximate.
 
 Thresholds of automatic masks lie where half of the masks pass the predicted IoU and 35 % of all pass the stability as
 well, each in the middle of a gap between two masks so that rounding cannot move a mask across.
@@ -21,7 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,10 @@ def install_original() -> None:
 class Contestant:
     """A worker process (benchmarks/original/worker.py) with one of the two packages."""
 
-    def __init__(self, name: str, model: str, image: Path) -> None:
+    def __init__(self, name: str, model: str, image: Path, dtype: str = "float32") -> None:
         path = [ORIGINAL, HERE / "torchvision_stand_in"] if name == "original" else [ROOT]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-        command = [sys.executable, str(HERE / "worker.py"), model, str(image)]
+        command = [sys.executable, str(HERE / "worker.py"), model, str(image), dtype]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -91,13 +92,14 @@ class Contestant:
 
 
 @contextmanager
-def contestants(model: str, image: Path) -> Iterator[tuple[Contestant, Contestant]]:
-    """The original and ours, started; they end when their input closes."""
-    pair = (Contestant("original", model, image), Contestant("ours", model, image))
+def contestants(model: str, image: Path, dtypes: Sequence[str]) -> Iterator[list[Contestant]]:
+    """The original, ours, and ours in other types, started; they end when their input closes."""
+    all_of_them = [Contestant("original", model, image), Contestant("ours", model, image)]
+    all_of_them += [Contestant(f"ours {dtype}", model, image, dtype) for dtype in dtypes]
     try:
-        yield pair
+        yield all_of_them
     finally:
-        for one in pair:
+        for one in all_of_them:
             assert one.process.stdin is not None
             one.process.stdin.close()
             one.process.wait()
@@ -166,7 +168,7 @@ def same_masks(original: Path, ours: Path) -> dict[str, Any]:
         }
 
 
-def agreement(pair: tuple[Contestant, Contestant], folder: Path, point_xy: list[float]) -> dict[str, Any]:
+def agreement(pair: Sequence[Contestant], folder: Path, point_xy: list[float]) -> dict[str, Any]:
     """How far embedding, masks of a click and automatic masks without suppression agree; also warms both up."""
     loose = {
         "points_per_side": 4,
@@ -198,7 +200,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with Image.open(args.image) as file:
         width, height = file.size
     point_xy = [width / 2, height / 2]
-    with contestants(args.model, args.image) as pair:
+    with contestants(args.model, args.image, args.dtypes) as everybody:
+        pair = everybody[:2]
         agreed = agreement(pair, folder, point_xy)
         options = {
             "points_per_side": args.points_per_side,
@@ -207,7 +210,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         }
         for turn in range(args.rounds):
             print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
-            order = pair if turn % 2 == 0 else pair[::-1]
+            order = everybody if turn % 2 == 0 else everybody[::-1]
             for one in order:
                 one.measure("encode")
             for _ in range(PREDICTS_A_ROUND):
@@ -217,6 +220,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 one.measure("masks", options=options)
                 one.ask("keep", file=str(folder / f"{one.name}.npz"))
         agreed["masks"] = same_masks(*(folder / f"{one.name}.npz" for one in pair))
+        for one in everybody[2:]:
+            agreed[f"masks, {one.name}"] = same_masks(folder / "original.npz", folder / f"{one.name}.npz")
         return {
             "model": args.model,
             "image_wh": [width, height],
@@ -225,7 +230,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
             "agreement": agreed,
             "results": {
-                one.name: {"about": one.about, "seconds": one.samples, "peak_bytes": one.peaks} for one in pair
+                one.name: {"about": one.about, "seconds": one.samples, "peak_bytes": one.peaks} for one in everybody
             },
         }
 
@@ -241,6 +246,7 @@ def processor() -> str:
 def as_table(found: dict[str, Any]) -> str:
     """Markdown: a row a task."""
     original, ours = (found["results"][name] for name in ("original", "ours"))
+    others = {name: result for name, result in found["results"].items() if name != "original"}
     side = found["options"]["points_per_side"]
     labels = {
         "encode": "encode",
@@ -249,19 +255,21 @@ def as_table(found: dict[str, Any]) -> str:
     }
     machine, agreed, shape = found["machine"], found["agreement"], found["image_wh"]
     lines = [
-        f"{found['model']}, {shape[0]} x {shape[1]} pixels, float32, {ours['about']['threads']} threads on "
-        f"{machine['processor']}; median of {found['rounds']} rounds, original and ours in turn.",
+        f"{found['model']}, {shape[0]} x {shape[1]} pixels, float32 where not told, {ours['about']['threads']} threads "
+        f"on {machine['processor']}; median of {found['rounds']} rounds, original and ours in turn.",
         "",
         "| | original, s | ours, s | ratio | original, peak MiB | ours, peak MiB | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     for task, label in labels.items():
-        seconds = [statistics.median(one["seconds"][task]) for one in (original, ours)]
-        peaks = [one["peak_bytes"][task] / MIB for one in (original, ours)]
-        lines.append(
-            f"| {label} | {seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.1f} x "
-            f"| {peaks[0]:.0f} | {peaks[1]:.0f} | {f'{peaks[0] / peaks[1]:.1f} x' if peaks[1] >= 1 else ''} |"
-        )
+        for name, one in others.items():
+            seconds = [statistics.median(each["seconds"][task]) for each in (original, one)]
+            peaks = [each["peak_bytes"][task] / MIB for each in (original, one)]
+            lines.append(
+                f"| {label}{name.removeprefix('ours').replace(' ', ', ')} "
+                f"| {seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.1f} x "
+                f"| {peaks[0]:.0f} | {peaks[1]:.0f} | {f'{peaks[0] / peaks[1]:.1f} x' if peaks[1] >= 1 else ''} |"
+            )
     same = agreed["masks"]
     loose = agreed["masks_without_suppression"]
     lines += [
@@ -274,7 +282,11 @@ def as_table(found: dict[str, Any]) -> str:
             f"{group['records_matched']} matched, least mask IoU {group['least_mask_iou']:.4f}"
             if group["records_matched"]
             else f"{what}: {group['records_original']} and {group['records_ours']} records"
-            for what, group in (("the measured automatic masks", same), ("4 x 4 points without suppression", loose))
+            for what, group in (
+                ("the measured automatic masks", same),
+                ("4 x 4 points without suppression", loose),
+                *((key, group) for key, group in agreed.items() if key.startswith("masks, ")),
+            )
         )
         + ".",
     ]
@@ -290,6 +302,7 @@ def main() -> None:
     parser.add_argument(
         "--box-nms-thresh", type=float, default=0.7, help="1 keeps every survivor: then their masks are compared too"
     )
+    parser.add_argument("--dtypes", nargs="*", default=[], help="this package in other types as well: bf16, int8")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "compare_original", help="without a suffix")
     args = parser.parse_args()

@@ -31,12 +31,18 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_
 class Worker:
     """A model with deterministic weights, and the image it works on."""
 
-    def __init__(self, model: str, image: str) -> None:
+    def __init__(self, model: str, image: str, dtype: str) -> None:
         with Image.open(image) as file:
             self.image = np.asarray(file.convert("RGB"))
         self.sam = sam_model_registry[model]()
         self.sam.load_state_dict(filled(self.sam.state_dict()))
         self.sam.eval()
+        if dtype == "bf16":
+            self.sam.to(torch.bfloat16)
+        elif dtype == "int8":
+            from segment_anything.modeling.int8 import quantise_linear_layers
+
+            quantise_linear_layers(self.sam.image_encoder)
         self.predictor = SamPredictor(self.sam)
         self.clicked: Any = np.zeros(0, dtype=bool)
         self.records: list[Any] = []
@@ -67,7 +73,9 @@ class Worker:
             "masks": np.array([np.packbits(record["segmentation"]) for record in self.records]),
         }
         self.records = []
-        np.savez(file, clicked=np.packbits(self.clicked), embedding=self.predictor.get_image_embedding(), **columns)
+        np.savez(
+            file, clicked=np.packbits(self.clicked), embedding=self.predictor.get_image_embedding().float(), **columns
+        )
 
 
 def run(worker: Worker, task: str, arguments: dict[str, Any], times: int) -> dict[str, Any]:
@@ -86,7 +94,7 @@ def run(worker: Worker, task: str, arguments: dict[str, Any], times: int) -> dic
 
 def main() -> None:
     """Serve until stdin closes."""
-    worker = Worker(*sys.argv[1:3])
+    worker = Worker(*sys.argv[1:4])
     print(json.dumps(worker.about()), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(worker, **json.loads(line))), flush=True)
