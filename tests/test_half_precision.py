@@ -10,6 +10,7 @@ from torch import nn
 
 from segment_anything import Prompt, Prompts, load_sam
 from segment_anything.modeling import Sam
+from segment_anything.modeling.attention import relative_attention
 from segment_anything.modeling.int8 import Int8Linear, quantise_linear_layers
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -111,3 +112,20 @@ def test_other_layers_stay() -> None:
 def test_int8_is_refused_elsewhere_than_on_a_cpu() -> None:
     with pytest.raises(ValueError, match=r'dtype int8 is for the CPU, and device is meta. Take "bf16"'):
         load_sam("nano", "random", device="meta", dtype="int8")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size_hw", "score_bytes"), [((5, 7), 8 * 2**20), ((6, 6), 999)])
+def test_attention_in_bfloat16_is_that_of_float32_but_for_rounding(
+    size_hw: tuple[int, int], score_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segment_anything.modeling.attention.SCORE_BYTES", score_bytes)
+    torch.manual_seed(0)
+    height, width = size_hw
+    q, k, v = (torch.randn(2, 3, height * width, 16).bfloat16() for _ in range(3))
+    tables = [torch.randn(2 * side - 1, 16).bfloat16() for side in size_hw]
+    found = relative_attention(q, k, v, size_hw, *tables)
+    with torch.enable_grad():  # the plain way
+        exact = relative_attention(q.float(), k.float(), v.float(), size_hw, *(table.float() for table in tables))
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).abs().max() < 0.03 * exact.abs().max()

@@ -79,7 +79,7 @@ def relative_attention(
     rows, columns = relative_scores(q, size_hw, table_h, table_w)
     if plain_wanted():
         return scaled_dot_product_attention(q, k, v, attn_mask=_bias(rows, columns))
-    if q.device.type == "cpu" and q.dtype == torch.float32:
+    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16):
         return _blocked_attention(q, k, v, rows, columns)
     batch, heads, tokens, _ = q.shape
     step = max(1, SCORE_BYTES // (batch * tokens * tokens * q.element_size()))
@@ -92,19 +92,21 @@ def relative_attention(
 
 
 def _bias(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Scores for key rows (B, M, N, h) and columns (B, M, N, w) -> for keys (B, M, N, N)."""
-    return (rows[..., :, None] + columns[..., None, :]).flatten(3)
+    """Scores for key rows (..., N, h) and columns (..., N, w) -> for keys (..., N, h * w)."""
+    return (rows[..., :, None] + columns[..., None, :]).flatten(-2)
 
 
 def _blocked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """The same in float32 on a CPU, where plain products are faster than the fused kernel with its bias.
+    """The same on a CPU, where plain products are faster than the fused kernel with its bias.
 
-    A few heads of one window, or a few query rows of one head, at a time: the scores never leave the cache.
+    A few heads of one window, or a few query rows of one head, at a time: the scores never leave the cache. They are
+    float32 in a bfloat16 model as well.
     """
     batch, heads, tokens, width = q.shape
-    bytes_per_query = tokens * q.element_size()
+    is_exact = q.dtype == torch.float32
+    bytes_per_query = tokens * (4 if is_exact else 8)  # with the copy that is multiplied
     head_step = max(1, min(heads, SCORE_BYTES // (tokens * bytes_per_query)))
     query_step = max(1, min(tokens, SCORE_BYTES // bytes_per_query))
     out = torch.empty((batch, tokens, heads, width), dtype=q.dtype, device=q.device)  # as the projection reads it
@@ -116,8 +118,15 @@ def _blocked_attention(
             keys, values = k[part].transpose(1, 2), v[part]
             for query in range(0, tokens, query_step):
                 some = (*part, slice(query, query + query_step))
-                scores = (rows[some][..., :, None] + columns[some][..., None, :]).flatten(2)
-                by_head[some] = torch.bmm(scores.baddbmm_(q[some], keys).softmax(dim=-1), values)
+                if is_exact:
+                    scores = _bias(rows[some], columns[some])
+                    shares = scores.baddbmm_(q[some], keys).softmax(dim=-1)
+                else:
+                    scores = torch.bmm(q[some], keys).float().unflatten(2, (rows.shape[3], columns.shape[3]))
+                    scores += rows[some][..., :, None]
+                    scores += columns[some][..., None, :]
+                    shares = scores.flatten(2).softmax(dim=-1).to(q.dtype)
+                by_head[some] = torch.bmm(shares, values)
     return by_head
 
 
