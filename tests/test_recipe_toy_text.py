@@ -24,9 +24,11 @@ def toy_text():
 
 def test_no_combination_that_counts_is_in_the_pictures_of_training(toy_text):
     rng = np.random.default_rng(0)
-    drawn = {c for target in toy_text.SEEN for _ in range(30) for c in toy_text.draw_combinations(target, rng)}
-    assert drawn == set(toy_text.SEEN)
-    assert not drawn & set(toy_text.HELD_OUT)
+    for draw in (toy_text.draw_combinations, toy_text.draw_pair):
+        drawn = {c for target in toy_text.SEEN for _ in range(30) for c in draw(target, rng)}
+        assert drawn == set(toy_text.SEEN)
+        assert not drawn & set(toy_text.HELD_OUT)
+    assert set(toy_text.draw_crops(toy_text.SEEN, rng)[1].tolist()) == set(range(len(toy_text.SEEN)))
     assert len(toy_text.SEEN) + len(toy_text.HELD_OUT) == 36
 
 
