@@ -70,7 +70,7 @@ class Options:
     """Steps of the tiny CLIP."""
     pair_steps: int = 400
     """Steps of the tiny SAM on pictures of two objects that share neither colour nor shape."""
-    sam_steps: int = 2400
+    sam_steps: int = 4000
     """Steps of the tiny SAM on pictures of three or four, where colour and shape must both be heeded."""
     rounds: int = 1
     """Rounds of prompts in each step of the SAM: text alone, and from 2 on points beside it, as in the paper."""
@@ -310,11 +310,15 @@ def train_sam(clip: TinyClip, options: Options) -> Sam:
     """
     torch.manual_seed(options.seed)
     sam = tiny_sam()
-    for name, draw, steps in (("pairs", draw_pair, options.pair_steps), ("sam", draw_combinations, options.sam_steps)):
+    stages = (
+        ("pairs", draw_pair, options.pair_steps, 2e-3),
+        ("sam", draw_combinations, options.sam_steps, 1.2e-3),
+    )
+    for name, draw, steps, rate in stages:
         pictures, held_out = Pictures(400, draw, options.seed), Pictures(40, draw, options.seed + 1)
         text = TextOptions(min_area_px=50, rounds=options.rounds, attend_inside=False, seed=options.seed)
         loop = LoopOptions(
-            epochs=max(1, steps // 100), batch_size=4, lr=2e-3, weight_decay=0.0, layer_decay=1.0, schedule="cosine",
+            epochs=max(1, steps // 100), batch_size=4, lr=rate, weight_decay=0.0, layer_decay=1.0, schedule="cosine",
             warmup_steps=50, progress=False, save_every=10**6, tensorboard=False, seed=options.seed,
         )  # fmt: skip
         task = TextTask(sam, clip, pictures, held_out, text)
