@@ -5,7 +5,7 @@
 Trains a tiny CLIP on synthetic pictures of coloured shapes, then a tiny SAM whose first prompt is the CLIP image
 embedding of each object's crop (Segment Anything, https://arxiv.org/abs/2304.02643, appendix D.5), and at last prompts
 it with CLIP text embeddings. Eight of the 36 combinations of colour and shape are never seen in either training; they
-count. Promised: hit rate >= 0.9 on those (the mask overlaps the named object by more than one half, among three or four
+count. The goal: hit rate >= 0.9 on those (the mask overlaps the named object by more than one half, among three or four
 objects of which some share its colour or its shape). Measured: see docs/labels.md.
 """
 
