@@ -203,6 +203,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with contestants(args.model, args.image, args.dtypes) as everybody:
         pair = everybody[:2]
         agreed = agreement(pair, folder, point_xy)
+        for one in everybody[2:]:  # warm, as the two are by now
+            one.ask("encode")
+            one.ask("predict", point_xy=point_xy)
         options = {
             "points_per_side": args.points_per_side,
             "box_nms_thresh": args.box_nms_thresh,
