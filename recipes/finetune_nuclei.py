@@ -58,8 +58,9 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--checkpoint", required=True, help="weights that have not seen the nuclei")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"))
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=1.5e-4)
+    parser.add_argument("--image-size", type=int, default=256, help="side of the input; most images have 256 pixels")
     given = parser.parse_args()
     labelled = (given.test / "labels").is_dir()
     if not labelled:
@@ -67,7 +68,7 @@ def main() -> None:
     started = time.perf_counter()
     keep_freed_memory()
     result = finetune(
-        load_sam(given.model, checkpoint=given.checkpoint, device="cpu"),
+        load_sam(given.model, checkpoint=given.checkpoint, device="cpu", image_size=given.image_size),
         DataOptions(data=divided(given.train, given.out), valid_data=given.test if labelled else None),
         given.out,
         FinetuneOptions(

@@ -79,6 +79,7 @@ def plot_history(path: Path, history: Sequence[Row], title: str = "") -> None:
         part, _, metric = name.partition("_")
         axes.set_title(f"{part}: {_TITLES[metric]}")
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
