@@ -42,8 +42,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/eval/car_parts"))
     parser.add_argument("--checkpoint", help="weights of nano to start from; by default the bundled ones")
     parser.add_argument("--out", type=Path, default=Path("runs/car_parts"))
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=1.5e-4)
+    parser.add_argument("--train", default="all", help="decoder, lora or all")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--image-size", type=int, default=256, help="side of the input; 512 is four times the work")
     given = parser.parse_args()
     started = time.perf_counter()
@@ -52,8 +53,8 @@ def main() -> None:
         load_sam("nano", checkpoint=given.checkpoint, device="cpu", image_size=given.image_size),
         DataOptions(data=given.data, valid_fraction=0.4),
         given.out,
-        FinetuneOptions(preset="cpu", rounds=1, objects=8, precision="bf16", valid_objects=5),
-        LoopOptions(epochs=given.epochs, lr=given.lr, progress=False),
+        FinetuneOptions(preset="cpu", train=given.train, rounds=1, objects=8, precision="bf16", valid_objects=5),
+        LoopOptions(epochs=given.epochs, lr=given.lr, average=0.98, progress=False),
     )
     print(table(result, started))
 

@@ -33,6 +33,54 @@ def test_learning_lowers_the_loss_and_the_best_epoch_is_kept(tmp_path: Path) -> 
         assert best.validate()["loss"] == pytest.approx(min(losses))
 
 
+def test_average_of_the_weights_is_validated_saved_and_left_in_the_model(tmp_path: Path) -> None:
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Recording(WaveTask):
+        def learn(self, batch):  # type: ignore[no-untyped-def]
+            steps.append({name: p.detach().clone() for name, p in self.module.named_parameters()})
+            return super().learn(batch)
+
+    task = Recording(Wave(), dropout=0.0)
+    start = {name: p.detach().clone() for name, p in task.module.named_parameters()}
+    outcome = Loop(task, options(average=0.6), tmp_path / "average").run()
+    plain = WaveTask(Wave(), dropout=0.0)
+    Loop(plain, options(), tmp_path / "plain").run()
+
+    weights = [*steps[1:], dict(plain.module.named_parameters())]  # after every step: the path is that of the plain run
+    for name, average in start.items():
+        for step, values in enumerate(weights, start=1):
+            decay = min(0.6, (1 + step) / (10 + step))
+            average = decay * average + (1 - decay) * values[name].detach()
+        torch.testing.assert_close(dict(task.module.named_parameters())[name].detach(), average)
+    saved = torch.load(tmp_path / "average" / "last.pt", weights_only=True)
+    for name, value in task.module.state_dict().items():
+        assert torch.equal(saved[name], value)
+    task.module.eval()
+    with torch.no_grad():
+        assert task.validate()["loss"] == pytest.approx(outcome.history[-1]["valid_loss"])
+
+
+def test_run_with_an_average_that_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    class Dying(WaveTask):
+        calls = 0
+
+        def learn(self, batch):  # type: ignore[no-untyped-def]
+            self.calls += 1
+            if self.calls == 9:
+                raise KeyboardInterrupt
+            return super().learn(batch)
+
+    whole = WaveTask(Wave())
+    Loop(whole, options(average=0.9, save_every=2), tmp_path / "whole").run()
+    with pytest.raises(KeyboardInterrupt):
+        Loop(Dying(Wave()), options(average=0.9, save_every=2), tmp_path / "killed").run()
+    again = WaveTask(Wave())
+    Loop(again, options(average=0.9, save_every=2), tmp_path / "killed").run()
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], value)
+
+
 def test_bigger_batches_equal_accumulated_ones(tmp_path: Path) -> None:
     ends = []
     for batch_size, accumulate in ((8, 1), (4, 2), (2, 4)):
@@ -99,6 +147,7 @@ def test_frozen_model_is_refused(tmp_path: Path) -> None:
         ({"clip_norm": -1.0}, "clip_norm must not be negative"),
         ({"schedule": "linear"}, "schedule must be auto, step or cosine, got 'linear'"),
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
+        ({"average": 1.0}, r"average must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_bad_options_are_named(change: dict[str, object], words: str) -> None:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from segment_anything._whole_file import remove_parts
 from segment_anything.datasets import SampleError, Skipped, SkippedSamples
+from segment_anything.training.average import WeightAverage
 from segment_anything.training.distributed import Workers
 from segment_anything.training.files import save_tensors
 from segment_anything.training.options import LoopOptions
@@ -77,6 +78,7 @@ class Loop:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.lr = options.lr or task.default_lr
         self.optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.999))
+        self.average = WeightAverage(self.parameters, options.average)
         self.at = Position()
         self._stop = 0
         self._stop_agreed = False
@@ -103,6 +105,7 @@ class Loop:
         if self.workers.first:
             remove_parts(self.out)
         self.workers.start_alike(self.task.module)
+        self.average = WeightAverage(self.parameters, self.options.average)
         self._resume()
         self.skipped = SkippedSamples(len(self.task.source), map_skipped(self.at.skipped))
         with Report(self.out, self.options.tensorboard and self.workers.first, self.at.step) as report, self._signals():
@@ -112,8 +115,9 @@ class Loop:
                 while self.at.epoch < self.options.epochs:
                     if not self._epoch(report, bar):
                         self._save(last=True)
-                        return self._outcome(finished=False)
-        return self._outcome(finished=True)
+                        break
+        self.average.take_over()
+        return self._outcome(finished=self.at.epoch >= self.options.epochs)
 
     def _epoch(self, report: Report, bar: "tqdm[Any]") -> bool:
         """The rest of the current epoch; False if a signal asks to stop."""
@@ -177,6 +181,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         self.optimizer.step()
+        self.average.update()
 
     def _stop_on_nan(self, seen: list[Any], local_loss: float, norm: float) -> None:
         name = BAD_BATCH if self.workers.count == 1 else f"rank{self.workers.rank}_{BAD_BATCH}"
@@ -226,7 +231,7 @@ class Loop:
         """Validate, write everything, and move to the next epoch. Without `train` the run has not begun yet."""
         self.task.module.eval()
         started = time.monotonic()
-        with torch.no_grad():
+        with torch.no_grad(), self.average.in_place():
             valid = self.task.validate()
         self.at.seconds += time.monotonic() - started
         epoch = self.at.epoch + 1 if train else 0
@@ -243,7 +248,8 @@ class Loop:
             self.at.epoch, self.at.step_in_epoch, self.at.sums = epoch, 0, {}
         if self.workers.first:
             if better:
-                self.task.save(self.out, "best")
+                with self.average.in_place():
+                    self.task.save(self.out, "best")
             report.epoch(self.at.history)
         self._save(last=True)
 
@@ -252,12 +258,14 @@ class Loop:
         if not self.workers.first:
             return
         if last:
-            self.task.save(self.out, "last")
+            with self.average.in_place():
+                self.task.save(self.out, "last")
         content = {
             "identity": self._identity(),
             "position": asdict(self.at),
             "weights": self._trained(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
         }
         save_tensors(self.out / RESUME, content)
 
@@ -269,6 +277,7 @@ class Loop:
         same = ("epochs", "weight_decay", "layer_decay", "warmup_steps", "schedule", "gamma", "clip_norm", "seed")
         mine = {name: getattr(self.options, name) for name in same}
         mine |= {"milestones": list(self.options.milestones), "lr": self.lr, "images a step": self.images_a_step}
+        mine |= {"average": self.options.average}
         return {**mine, "training images": len(self.task.source), **self.task.identity()}
 
     def _resume(self) -> None:
@@ -292,6 +301,7 @@ class Loop:
             for name, value in saved["weights"].items():
                 entries[name].copy_(value)
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.average.load_state_dict(saved["average"])
         self.at = Position(**saved["position"])
 
     def _outcome(self, finished: bool) -> Outcome:

@@ -31,6 +31,9 @@ class LoopOptions:
     """Factor of the learning rate at each milestone."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 for no limit."""
+    average: float = 0.0
+    """Decay a step of a moving average of the weights, which is what gets validated and saved; 0 keeps none. Try 0.98
+    where a step sees few images."""
     num_workers: int = 0
     """Processes that read images ahead."""
     save_every: int = 200
@@ -52,6 +55,8 @@ class LoopOptions:
         for name in ("weight_decay", "clip_norm", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be in [0, 1), got {self.average}.")
         _ = self.plan
 
     @property
