@@ -221,7 +221,7 @@ class TestPredict:
             (["--point", "nan,3"], "point"),
             (["--model", "vit_x", "--point", "3,3"], "vit_x"),
             (["--checkpoint", "nowhere.pth", "--point", "3,3"], "nowhere.pth"),
-            (["--dtype", "int8", "--point", "3,3"], "int8"),
+            (["--dtype", "int4", "--point", "3,3"], "int4"),
         ],
     )
     def test_what_the_library_refuses_is_one_line_and_status_1(
