@@ -58,8 +58,9 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     parser.add_argument("--checkpoint", required=True, help="weights that have not seen the nuclei")
     parser.add_argument("--out", type=Path, default=Path("runs/nuclei"))
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=1.5e-4)
+    parser.add_argument("--train", default="all", help="decoder, lora or all")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--image-size", type=int, default=256, help="side of the input; most images have 256 pixels")
     given = parser.parse_args()
     labelled = (given.test / "labels").is_dir()
@@ -72,9 +73,16 @@ def main() -> None:
         DataOptions(data=divided(given.train, given.out), valid_data=given.test if labelled else None),
         given.out,
         FinetuneOptions(
-            preset="cpu", rounds=1, objects=8, precision="bf16", flip_vertical=0.5, views=2, valid_objects=4
+            preset="cpu",
+            train=given.train,
+            rounds=1,
+            objects=8,
+            precision="bf16",
+            flip_vertical=0.5,
+            views=2,
+            valid_objects=4,
         ),
-        LoopOptions(epochs=given.epochs, lr=given.lr, progress=False),
+        LoopOptions(epochs=given.epochs, lr=given.lr, average=0.98, progress=False),
     )
     print(table(result, started))
 
