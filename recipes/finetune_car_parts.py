@@ -53,7 +53,9 @@ def main() -> None:
         load_sam("nano", checkpoint=given.checkpoint, device="cpu", image_size=given.image_size),
         DataOptions(data=given.data, valid_fraction=0.4),
         given.out,
-        FinetuneOptions(preset="cpu", train=given.train, rounds=1, objects=8, precision="bf16", valid_objects=5),
+        FinetuneOptions(
+            preset="cpu", train=given.train, rounds=1, objects=8, precision="bf16", loss="near", valid_objects=5
+        ),
         LoopOptions(epochs=given.epochs, lr=given.lr, average=0.98, progress=False),
     )
     print(table(result, started))

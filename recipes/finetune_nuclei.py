@@ -78,6 +78,7 @@ def main() -> None:
             rounds=1,
             objects=8,
             precision="bf16",
+            loss="near",
             flip_vertical=0.5,
             views=2,
             valid_objects=4,

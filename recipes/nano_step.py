@@ -12,13 +12,18 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, la
 
 from segment_anything.modeling.nano import build_nano_parts
 from segment_anything.simulate import mask_boxes, noisy_boxes, random_error_points, random_points
-from segment_anything.training.losses import DICE_WEIGHT, IOU_WEIGHT, dice_loss, true_iou
+from segment_anything.training.losses import (
+    DICE_WEIGHT,
+    IOU_WEIGHT,
+    NEAR_WEIGHT,
+    dice_loss,
+    near_cross_entropy,
+    true_iou,
+)
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 GROUPING_WEIGHT = 0.5
-NEAR_WEIGHT = 1.5
-"""Of the cross-entropy, beside dice with weight 1."""
 
 
 class Grouping(nn.Module):
@@ -91,24 +96,6 @@ def given_boxes(truth):
     input pixel inside. Trained on boxes a pixel too small all around, small masks come out too large (docs/log.md).
     """
     return mask_boxes(truth) * 2 + torch.tensor([0.0, 0.0, 1.3, 1.3], device=truth.device)
-
-
-def near_cross_entropy(logits, truth):
-    """Cross-entropy (N, C) where every object counts the same, small or large.
-
-    Two parts are the mean over the object's box grown by half of its sides, one part the mean over everything. The mean
-    over everything alone leaves an object of 3 % of the crop with 3 % of the gradient.
-    """
-    boxes = mask_boxes(truth[:, 0] > 0.5)
-    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2] + 1) * 0.75 + 2
-    y = torch.arange(truth.shape[-2], device=truth.device)[None, :]
-    x = torch.arange(truth.shape[-1], device=truth.device)[None, :]
-    near_x = (x - middle[:, :1]).abs() <= half[:, :1]  # N w
-    near_y = (y - middle[:, 1:]).abs() <= half[:, 1:]  # N h
-    near = (near_y[:, :, None] & near_x[:, None, :]).float()
-    weight = 2 / 3 * near / near.sum((1, 2), keepdim=True) + 1 / 3 / near[0].numel()
-    each = binary_cross_entropy_with_logits(logits, truth.expand_as(logits), reduction="none")
-    return (each * weight[:, None]).sum((2, 3))
 
 
 def combined_loss(logits, iou, truth, ambiguous: bool):

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from segment_anything.training.losses import dice_loss, focal_loss, interactive_loss, true_iou
+from segment_anything.training.losses import (
+    DICE_WEIGHT,
+    NEAR_WEIGHT,
+    dice_loss,
+    focal_loss,
+    interactive_loss,
+    near_cross_entropy,
+    true_iou,
+)
 
 
 def logit(probability: float) -> float:
@@ -145,3 +153,45 @@ def test_half_precision_answers_are_judged_in_float32() -> None:
     logits, truth = random_pair()
     loss = interactive_loss(logits.bfloat16(), torch.rand(3, 4).bfloat16(), truth)
     assert loss.total.dtype == torch.float32
+
+
+def test_near_cross_entropy_gives_a_small_object_nearly_the_gradient_of_a_large_one() -> None:
+    truth = torch.zeros(2, 1, 64, 64)
+    truth[0, 0, 30:34, 30:34] = 1  # 16 pixels
+    truth[1, 0, 8:56, 8:56] = 1  # 2304 pixels
+    logits = torch.zeros(2, 1, 64, 64, requires_grad=True)
+    near_cross_entropy(logits, truth).sum().backward()
+    assert logits.grad is not None
+    near = (logits.grad * truth).abs().sum((1, 2, 3))
+    logits.grad = None
+    focal_loss(logits, truth).sum().backward()
+    focal = (logits.grad * truth).abs().sum((1, 2, 3))
+    assert near[0] / near[1] > 0.15  # the grown box of the small one holds more background
+    assert focal[0] / focal[1] < 0.01
+
+
+def test_near_cross_entropy_by_hand() -> None:
+    truth = torch.zeros(1, 1, 20, 40)
+    truth[0, 0, 5, 10] = 1  # the grown box reaches 2.75 cells from the middle: 5 x 5
+    logits = torch.zeros(1, 2, 20, 40)
+    logits[0, 0, 0, 39] = 5.0  # a wrong pixel far away
+    logits[0, 1, 5, 11] = 5.0  # a wrong pixel next to the object
+    plain = torch.log(torch.tensor(2.0))
+    extra = torch.nn.functional.softplus(torch.tensor(5.0)) - plain
+    expected = plain + torch.stack([extra / 3 / 800, extra * (2 / 3 / 25 + 1 / 3 / 800)])
+    torch.testing.assert_close(near_cross_entropy(logits, truth)[0], expected)
+
+
+def test_near_loss_takes_the_place_of_the_focal_one() -> None:
+    torch.manual_seed(0)
+    truth = (torch.rand(3, 1, 8, 8) > 0.5).float()
+    logits = torch.randn(3, 3, 8, 8)
+    each = NEAR_WEIGHT * near_cross_entropy(logits, truth) + DICE_WEIGHT * dice_loss(logits, truth)
+    loss = interactive_loss(logits, true_iou(logits, truth), truth, near=True)
+    torch.testing.assert_close(loss.total, each.min(dim=1).values.mean())
+
+
+def test_objects_that_cover_less_than_a_cell_and_empty_ones_have_a_finite_near_loss() -> None:
+    truth = torch.zeros(2, 1, 16, 16)
+    truth[0, 0, 4, 4] = 0.1
+    assert near_cross_entropy(torch.randn(2, 3, 16, 16), truth).isfinite().all()

@@ -8,6 +8,7 @@ from segment_anything.training.options import LoopOptions
 TRAINED = ("decoder", "lora", "all")
 PROMPTS = ("points", "boxes", "both", "none")
 PRECISIONS = ("fp32", "bf16")
+LOSSES = ("focal", "near")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,9 @@ class FinetuneOptions:
     """Largest chance to drop a block of a ViT encoder (0.4 for vit_h in the paper)."""
     encoder_weights: Path | None = None
     """Image encoder to start from, as `pretrain` and `distill` write it, or published MAE weights."""
+    loss: str = "focal"
+    """focal: the paper's, 20 focal + dice, over the whole image. near: cross-entropy near each object + dice, which
+    suits small objects and small models; nano was trained so."""
     valid_objects: int = 16
     """Objects of each image to validate on."""
     paper_only: bool = False
@@ -133,6 +137,7 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("preset", ("auto", *PRESETS)), ("train", TRAINED), ("prompts", PROMPTS), ("precision", PRECISIONS),
+            ("loss", LOSSES),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value not in allowed:

@@ -88,6 +88,7 @@ def train_on_image(
     rounds: int = ROUNDS,
     prompts: str = "both",
     paper_only: bool = False,
+    near: bool = False,
 ) -> Iterator[tuple[torch.Tensor, Round]]:
     """All rounds for all objects of one image; differentiate each before asking for the next.
 
@@ -99,6 +100,7 @@ def train_on_image(
         rounds: in all, the first included.
         prompts: "points", "boxes" or "both": what the first prompt may be.
         paper_only: the published rule to the letter, see above.
+        near: cross-entropy near the object instead of focal loss, see `losses.near_cross_entropy`.
 
     Yields:
         Indices of the objects (those with a point and those with a box take turns), and their round.
@@ -108,7 +110,7 @@ def train_on_image(
         for index in chosen.nonzero()[:, 0].split(AT_ONCE.get(features.device.type, AT_ONCE["cuda"])):
             if not len(index):
                 continue
-            game = _Game(prompt_encoder, mask_decoder, features, targets.take(index), generator, paper_only)
+            game = _Game(prompt_encoder, mask_decoder, features, targets.take(index), generator, paper_only, near)
             for result in game.play(kind, plan_rounds(rounds, generator)):
                 yield index, result
 
@@ -124,9 +126,10 @@ class _Game:
         targets: Targets,
         generator: torch.Generator,
         paper_only: bool,
+        near: bool,
     ) -> None:
         self.prompt_encoder, self.mask_decoder, self.features = prompt_encoder, mask_decoder, features
-        self.targets, self.generator, self.paper_only = targets, generator, paper_only
+        self.targets, self.generator, self.paper_only, self.near = targets, generator, paper_only, near
         self.solid = targets.solid
         self.image_size = int(prompt_encoder.input_image_size[0])  # type: ignore[index]
         self.cell = self.image_size // targets.truth.shape[-1]  # input pixels per cell of the decoder's masks
@@ -144,7 +147,8 @@ class _Game:
                 assert previous is not None
                 self._click(*random_error_points(previous[:, 0] > 0, self.solid, self.generator))
             logits, iou = self._decode(previous)
-            loss, chosen = round_loss(logits, iou, self.targets.truth, kind if number == 0 else None, self.paper_only)
+            first = kind if number == 0 else None
+            loss, chosen = round_loss(logits, iou, self.targets.truth, first, self.paper_only, self.near)
             previous = logits.detach().float()[torch.arange(len(logits)), chosen][:, None]
             quality = true_iou(previous, self.targets.truth)[:, 0]
             yield Round(loss * len(logits) / (1 + len(plan)), quality, previous, number == len(plan))
@@ -177,7 +181,12 @@ class _Game:
 
 
 def round_loss(
-    logits: torch.Tensor, iou: torch.Tensor, truth: torch.Tensor, first: str | None, paper_only: bool
+    logits: torch.Tensor,
+    iou: torch.Tensor,
+    truth: torch.Tensor,
+    first: str | None,
+    paper_only: bool,
+    near: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean loss of a round and the mask of each object that goes on (step 7).
 
@@ -187,15 +196,16 @@ def round_loss(
         truth: (N, 1, s, s) in 0..1.
         first: "point" or "box" in the first round, None later.
         paper_only: without the loss of the single mask in the first round.
+        near: see `losses.interactive_loss`.
 
     Returns:
         Scalar loss, and (N,) indices into the four masks.
     """
-    single = interactive_loss(logits[:, :1], iou[:, :1], truth).total
+    single = interactive_loss(logits[:, :1], iou[:, :1], truth, near).total
     alone = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     if first is None:
         return single, alone
-    best = interactive_loss(logits[:, 1:], iou[:, 1:], truth).total
+    best = interactive_loss(logits[:, 1:], iou[:, 1:], truth, near).total
     most_trusted = 1 + iou[:, 1:].detach().argmax(dim=1)
     if paper_only:
         return best, most_trusted

@@ -140,6 +140,7 @@ class SamTask:
                 rounds=int(self.options.rounds or 1),
                 prompts=self.options.prompts,
                 paper_only=self.options.paper_only,
+                near=self.options.loss == "near",
             ):
                 result.loss.backward()
                 sums["loss"] += float(result.loss.detach())
@@ -190,7 +191,7 @@ class SamTask:
 
     def identity(self) -> dict[str, Any]:
         """Options and starting weights."""
-        prompts = ("prompts", "rounds", "objects", "classes", "paper_only")
+        prompts = ("prompts", "rounds", "objects", "classes", "paper_only", "loss")
         images = ("augment", "flip_vertical", "views", "cache_half")
         network = ("train", "precision", "lora_rank", "drop_path")
         return {**self._identity, **{name: getattr(self.options, name) for name in (*prompts, *images, *network)}}
