@@ -116,7 +116,7 @@ def test_a_run_killed_in_the_middle_is_finished_by_shards_and_gives_the_same_fig
     assert rows.read_text().splitlines()[: len(before) - 1] == before[:-1]  # not measured again
     assert sum(len(file.read_text().splitlines()) - 1 for file in out.glob("rows-*.jsonl")) <= 13
     same = {name for name in whole if not name.endswith("_ms")}
-    expected = {name: whole[name] for name in same}  # with several threads the last digits differ from process to process
+    expected = {name: whole[name] for name in same}  # threads change the last digits from process to process
     assert {name: values[name] for name in same} == pytest.approx(expected, abs=1e-4)
 
 
