@@ -13,8 +13,9 @@ from segment_anything._amg_filters import filter_proposals, measure_plain
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything.geometry import ImageGeometry
 from segment_anything.masks import run_lengths
-from segment_anything.modeling.cuda import mask_measures as module
 from segment_anything.modeling.cuda.mask_measures import (
+    MaskMeasures,
+    as_measures,
     measure_by_kernel,
     measure_masks,
     measure_plainly,
@@ -35,7 +36,7 @@ def written_out(logits: torch.Tensor, geometry: ImageGeometry, threshold: float,
     return rows
 
 
-def as_rows(found: module.MaskMeasures) -> list[list[int]]:
+def as_rows(found: MaskMeasures) -> list[list[int]]:
     columns = [found.strict[:, None], found.areas[:, None], found.loose[:, None], found.boxes_xyxy]
     rows: list[list[int]] = np.concatenate(columns, axis=1).tolist()
     return rows
@@ -48,13 +49,13 @@ def some_masks(low: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width", "side", "low"), SIZES)
-def test_masks_made_a_few_at_a_time_are_measured(
-    height: int, width: int, side: int, low: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masks_made_a_few_at_a_time_are_measured(height: int, width: int, side: int, low: int) -> None:
     logits, geometry = some_masks(low), ImageGeometry((height, width), side)
-    monkeypatch.setattr(module, "has_triton", lambda: False)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 2 * (4 * side * side + 7 * height * width))
-    assert as_rows(measure_masks(logits, geometry, 0.5, 1.0)) == written_out(logits, geometry, 0.5, 1.0)
+    two_masks = 2 * (4 * side * side + 7 * height * width)
+    found = as_measures(*measure_plainly(logits, geometry, 0.5, 1.0, chunk_bytes=two_masks))
+    assert (
+        as_rows(found) == as_rows(measure_masks(logits, geometry, 0.5, 1.0)) == written_out(logits, geometry, 0.5, 1.0)
+    )
 
 
 @needs_triton

@@ -9,8 +9,10 @@ from triton_kernels import DEVICE, needs_triton
 from segment_anything.modeling.attention import grid_attention_plain
 from segment_anything.modeling.cuda import grid_attention as module
 from segment_anything.modeling.cuda.grid_attention import (
+    Kind,
     Launch,
     choose_launch,
+    give_up,
     grid_attention,
     kernels_can,
     launch,
@@ -185,20 +187,21 @@ def test_rows_are_taken_whole_where_they_nearly_fill_a_power_of_two() -> None:
     assert choose_launch((14, 14), torch.float32).keys == 32
 
 
-def test_what_the_kernels_cannot_take_is_left_to_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_triton", lambda: True)
+@needs_triton
+def test_what_the_kernels_cannot_take_is_left_to_plain_attention() -> None:
     assert kernels_can(torch.empty(1, 2, 2, 48), 1)
     assert not kernels_can(torch.empty(1, 2, 2, 48, dtype=torch.float64), 1)
     assert not kernels_can(torch.empty(0, 2, 2, 48), 1)
     assert not kernels_can(torch.empty(1, 2, 2, 3 * 512), 1)
-    monkeypatch.setattr(module, "_failed", {(torch.device("cpu"), torch.float32, 16)})
-    assert not kernels_can(torch.empty(1, 2, 2, 48), 1)
-    assert kernels_can(torch.empty(1, 2, 2, 48), 3)
 
 
-def test_a_kernel_that_fails_says_so_once_for_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_failed", set())
+@needs_triton
+def test_a_kernel_that_fails_says_so_and_is_left_alone_for_its_kind() -> None:
+    failed: set[Kind] = set()
+    qkv = torch.empty(1, 2, 2, 48, dtype=torch.float16)
     with pytest.warns(UserWarning, match=r"fused attention does not run on cpu in torch\.float16: out of resource"):
-        module._give_up(torch.device("cpu"), torch.float16, 16, RuntimeError("out of resource\nmore"))
-    monkeypatch.setattr(module, "has_triton", lambda: True)
-    assert not kernels_can(torch.empty(1, 2, 2, 48, dtype=torch.float16), 1)
+        give_up(qkv, 1, RuntimeError("out of resource\nmore"), failed)
+    assert not kernels_can(qkv, 1, failed)
+    assert kernels_can(qkv, 2, failed)
+    assert kernels_can(qkv.float(), 1, failed)
+    assert kernels_can(qkv, 1)  # what a test noted is no failure of this process

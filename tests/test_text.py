@@ -1,5 +1,7 @@
 """Masks ranked by phrases and named by labels."""
 
+import warnings
+
 import numpy as np
 import pytest
 from colour_encoder import ColourEncoder, coloured_squares
@@ -177,7 +179,10 @@ def test_a_phrase_with_a_relation_is_warned_about(phrase, words):
 
 @pytest.mark.parametrize("phrase", ["a laptop", "a tank top", "a first aid kit", "underwear", "a brightly lit room"])
 def test_a_phrase_without_a_relation_is_not(phrase):
-    warn_of_relations([phrase])  # warnings are errors here
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_relations([phrase])
+    assert caught == []
 
 
 def test_a_template_without_a_place_is_refused():

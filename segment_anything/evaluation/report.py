@@ -108,7 +108,7 @@ def _commit() -> str:
         if head and tracked:
             return head + ("+changes" if _git(here, "status", "--porcelain", "--", "..") else "")
     except (OSError, subprocess.SubprocessError):
-        pass
+        pass  # no git here, or no repository: an installed package, which its version names
     try:
         return f"version {metadata.version('segment-anything-engine')}"
     except metadata.PackageNotFoundError:

@@ -63,6 +63,7 @@ def relative_attention(
     size_hw: tuple[int, int],
     table_h: torch.Tensor | None,
     table_w: torch.Tensor | None,
+    score_bytes: int = SCORE_BYTES,
 ) -> torch.Tensor:
     """Softmax attention with decomposed relative positions.
 
@@ -70,6 +71,7 @@ def relative_attention(
         q, k, v: (B, M, N, d).
         size_hw: token grid, h * w = N.
         table_h, table_w: relative tables, or None for plain attention.
+        score_bytes: most memory for scores at once, where no gradient is wanted.
 
     Returns:
         (B, M, N, d).
@@ -80,9 +82,9 @@ def relative_attention(
     if plain_wanted():
         return scaled_dot_product_attention(q, k, v, attn_mask=_bias(rows, columns))
     if q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16):
-        return _blocked_attention(q, k, v, rows, columns)
+        return _blocked_attention(q, k, v, rows, columns, score_bytes)
     batch, heads, tokens, _ = q.shape
-    step = max(1, SCORE_BYTES // (batch * tokens * tokens * q.element_size()))
+    step = max(1, score_bytes // (batch * tokens * tokens * q.element_size()))
     parts = [slice(head, head + step) for head in range(0, heads, step)]
     out = [
         scaled_dot_product_attention(q[:, p], k[:, p], v[:, p], attn_mask=_bias(rows[:, p], columns[:, p]))
@@ -97,7 +99,12 @@ def _bias(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def _blocked_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    score_bytes: int,
 ) -> torch.Tensor:
     """The same on a CPU, where plain products are faster than the fused kernel with its bias.
 
@@ -107,8 +114,8 @@ def _blocked_attention(
     batch, heads, tokens, width = q.shape
     is_exact = q.dtype == torch.float32
     bytes_per_query = tokens * (4 if is_exact else 8)  # with the copy that is multiplied
-    head_step = max(1, min(heads, SCORE_BYTES // (tokens * bytes_per_query)))
-    query_step = max(1, min(tokens, SCORE_BYTES // bytes_per_query))
+    head_step = max(1, min(heads, score_bytes // (tokens * bytes_per_query)))
+    query_step = max(1, min(tokens, score_bytes // bytes_per_query))
     out = torch.empty((batch, tokens, heads, width), dtype=q.dtype, device=q.device)  # as the projection reads it
     by_head = out.transpose(1, 2)
     k = k * width**-0.5

@@ -78,7 +78,6 @@ class Loop:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.lr = options.lr or task.default_lr
         self.optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.999))
-        self.average = WeightAverage(self.parameters, options.average)
         self.at = Position()
         self._stop = 0
         self._stop_agreed = False

@@ -15,6 +15,35 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _place(place, heads, windows_y, windows_x, SH: tl.constexpr, SW: tl.constexpr):
+    """Which head of which window of which image: (head, first column and row of the window, image)."""
+    head = place % heads
+    window = place // heads
+    left = (window % windows_x) * SW
+    top = (window // windows_x) % windows_y * SH
+    return head, left, top, (window // (windows_x * windows_y)).to(tl.int64)  # offsets of many images exceed 32 bits
+
+
+@triton.jit
+def _tokens(base, offset, real, padding, WIDTH: tl.constexpr, START: tl.constexpr, D: tl.constexpr, PAD: tl.constexpr):
+    """Channels START to START + D of tokens, (tokens, D); where they are not `real`, those of the padding, or zeros."""
+    d = START + tl.arange(0, D)
+    inside = (d < WIDTH)[None, :]
+    found = tl.load(base + offset[:, None] + d[None, :], mask=real[:, None] & inside, other=0.0)
+    if PAD:
+        found = tl.where(real[:, None], found, tl.load(padding + d, mask=d < WIDTH, other=0.0)[None, :])
+    return found
+
+
+@triton.jit
+def _write(out, row, values, asked, WIDTH: tl.constexpr, START: tl.constexpr, D: tl.constexpr):
+    """Write channels START to START + D of the tokens whose first channel lies at offset `row`."""
+    d = START + tl.arange(0, D)
+    target = out + row[:, None] + d[None, :]
+    tl.store(target, values.to(out.dtype.element_ty), mask=asked[:, None] & (d < WIDTH)[None, :])
+
+
+@triton.jit
 def relative_scores_kernel(
     qkv,
     tables,
@@ -45,11 +74,7 @@ def relative_scores_kernel(
     """
     line = tl.program_id(0) % (SH + SW)
     place = tl.program_id(0) // (SH + SW)
-    head = place % heads
-    window = place // heads
-    left = (window % windows_x) * SW
-    top = (window // windows_x) % windows_y * SH
-    image = (window // (windows_x * windows_y)).to(tl.int64)  # offsets of many images do not fit 32 bits
+    head, left, top, image = _place(place, heads, windows_y, windows_x, SH, SW)
 
     is_row = line < SH
     index = tl.where(is_row, line, line - SH)
@@ -61,33 +86,20 @@ def relative_scores_kernel(
     x = tl.where(is_row, t, index)
     asked = (t < queries) & (top + y < grid_h) & (left + x < grid_w)
     token = (image * grid_h + top + y) * grid_w + left + x
-    q = qkv + (token * 3 * heads + head) * WIDTH
-    row = tables + (tl.where(is_row, 0, 2 * SH - 1) + index - t + keys - 1) * WIDTH  # of key t
+    q = (token * 3 * heads + head) * WIDTH
+    row = (tl.where(is_row, 0, 2 * SH - 1) + index - t + keys - 1) * WIDTH  # of key t
     known = t < keys
 
-    d = tl.arange(0, D0)
-    q_part = tl.load(q[:, None] + d[None, :], mask=asked[:, None] & (d < WIDTH)[None, :], other=0.0)
-    t_part = tl.load(row[:, None] + d[None, :], mask=known[:, None] & (d < WIDTH)[None, :], other=0.0)
+    q_part = _tokens(qkv, q, asked, qkv, WIDTH, 0, D0, False)
+    t_part = _tokens(tables, row, known, tables, WIDTH, 0, D0, False)
     found = tl.dot(q_part, tl.trans(t_part), input_precision=PRECISION)
     if D1 > 0:
-        d = D0 + tl.arange(0, D1)
-        q_part = tl.load(q[:, None] + d[None, :], mask=asked[:, None] & (d < WIDTH)[None, :], other=0.0)
-        t_part = tl.load(row[:, None] + d[None, :], mask=known[:, None] & (d < WIDTH)[None, :], other=0.0)
+        q_part = _tokens(qkv, q, asked, qkv, WIDTH, D0, D1, False)
+        t_part = _tokens(tables, row, known, tables, WIDTH, D0, D1, False)
         found = tl.dot(q_part, tl.trans(t_part), found, input_precision=PRECISION)
 
     target = scores + ((place.to(tl.int64) * SH + y) * SW + x) * (SH + SW) + tl.where(is_row, 0, SH)
     tl.store(target[:, None] + t[None, :], found.to(scores.dtype.element_ty), mask=asked[:, None] & known[None, :])
-
-
-@triton.jit
-def _tokens(base, offset, real, padding, WIDTH: tl.constexpr, START: tl.constexpr, D: tl.constexpr, PAD: tl.constexpr):
-    """Channels START to START + D of keys or values, (tokens, D); where they are not `real`, those of the padding."""
-    d = START + tl.arange(0, D)
-    inside = (d < WIDTH)[None, :]
-    found = tl.load(base + offset[:, None] + d[None, :], mask=real[:, None] & inside, other=0.0)
-    if PAD:
-        found = tl.where(real[:, None], found, tl.load(padding + d, mask=d < WIDTH, other=0.0)[None, :])
-    return found
 
 
 @triton.jit
@@ -130,11 +142,7 @@ def attention_kernel(
     """
     blocks: tl.constexpr = (SH * SW + BLOCK_Q - 1) // BLOCK_Q
     place = tl.program_id(0) // blocks
-    head = place % heads
-    window = place // heads
-    left = (window % windows_x) * SW
-    top = (window // windows_x) % windows_y * SH
-    image = (window // (windows_x * windows_y)).to(tl.int64)
+    head, left, top, image = _place(place, heads, windows_y, windows_x, SH, SW)
 
     i = (tl.program_id(0) % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     y = i // SW
@@ -188,8 +196,8 @@ def attention_kernel(
             found = tl.dot(q1, tl.trans(k1), found, input_precision=PRECISION)
         found = found * (scale * LOG2_E)
         if LINES == 0:
-            row = tl.load(by_line + step, mask=asked, other=0.0).to(tl.float32) * LOG2_E
-            found = found + row[:, None] + columns
+            by_row = tl.load(by_line + step, mask=asked, other=0.0).to(tl.float32) * LOG2_E
+            found = found + by_row[:, None] + columns
         else:
             picked = (line[:, None] == v[None, :]) | (line[:, None] == SH + u[None, :])
             found = found + tl.dot(lines, picked.to(lines.dtype), input_precision=PRECISION) * LOG2_E
@@ -208,17 +216,7 @@ def attention_kernel(
             sum1 = tl.dot(weights, v1, sum1 * fade[:, None], input_precision=PRECISION)
         highest = higher
 
-    target = out + (((image * grid_h + top + y) * grid_w + left + x) * heads + head) * WIDTH
-    d = tl.arange(0, D0)
-    tl.store(
-        target[:, None] + d[None, :],
-        (sum0 / total[:, None]).to(out.dtype.element_ty),
-        mask=asked[:, None] & (d < WIDTH)[None, :],
-    )
+    row = (((image * grid_h + top + y) * grid_w + left + x) * heads + head) * WIDTH
+    _write(out, row, sum0 / total[:, None], asked, WIDTH, 0, D0)
     if D1 > 0:
-        d = D0 + tl.arange(0, D1)
-        tl.store(
-            target[:, None] + d[None, :],
-            (sum1 / total[:, None]).to(out.dtype.element_ty),
-            mask=asked[:, None] & (d < WIDTH)[None, :],
-        )
+        _write(out, row, sum1 / total[:, None], asked, WIDTH, D0, D1)

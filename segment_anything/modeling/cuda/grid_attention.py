@@ -133,7 +133,7 @@ def _(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler's or a driver's, of whatever class: the answer does not depend on it
-            _give_up(qkv.device, qkv.dtype, qkv.shape[3] // (3 * heads), error)
+            give_up(qkv, heads, error)
     return _plain(qkv, padding, table_h, table_w, heads, window)
 
 
@@ -171,15 +171,21 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
 grid_attention.register_autograd(_backward, setup_context=_remember)
 
 
-def kernels_can(qkv: torch.Tensor, heads: int) -> bool:
-    """Whether the kernels are written for such a tensor, are there, and have not failed before."""
+Kind = tuple[torch.device, torch.dtype, int]
+"""Device, type and width of a head, by which kernels are compiled."""
+
+_failed: set[Kind] = set()
+
+
+def kernels_can(qkv: torch.Tensor, heads: int, failed: set[Kind] = _failed) -> bool:
+    """Whether the kernels are written for such a tensor, are there, and have not failed for its kind."""
     width = qkv.shape[3] // (3 * heads)
     return (
         qkv.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and qkv.numel() > 0
         and width <= MOST_WIDTH
         and has_triton()
-        and (qkv.device, qkv.dtype, width) not in _failed
+        and (qkv.device, qkv.dtype, width) not in failed
     )
 
 
@@ -189,13 +195,13 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-_failed: set[tuple[torch.device, torch.dtype, int]] = set()
-
-
-def _give_up(device: torch.device, dtype: torch.dtype, width: int, error: Exception) -> None:
-    _failed.add((device, dtype, width))
+def give_up(qkv: torch.Tensor, heads: int, error: Exception, failed: set[Kind] = _failed) -> None:
+    """Remember that the kernels fail for tensors of this kind, and say so."""
+    failed.add((qkv.device, qkv.dtype, qkv.shape[3] // (3 * heads)))
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    warnings.warn(f"fused attention does not run on {device} in {dtype}: {reason} Plain attention runs.", stacklevel=2)
+    warnings.warn(
+        f"fused attention does not run on {qkv.device} in {qkv.dtype}: {reason} Plain attention runs.", stacklevel=2
+    )
 
 
 def launch(

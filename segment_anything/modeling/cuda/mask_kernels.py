@@ -31,6 +31,37 @@ def _input_logits(mask, y, x, side, ratio, wanted):
 
 
 @triton.jit
+def _bounds(mask, top, bottom, left, right, side, input_h, input_w, ratio_input, ratio_y, ratio_x, PATCH: tl.constexpr):
+    """Lowest and highest low-resolution logit that pixels of a tile are made of, and whether PATCH x PATCH held all."""
+    y_low, _, _ = _source(top, ratio_y, input_h - 1)
+    x_low, _, _ = _source(left, ratio_x, input_w - 1)
+    y_high, y_step, _ = _source(bottom, ratio_y, input_h - 1)
+    x_high, x_step, _ = _source(right, ratio_x, input_w - 1)
+    first_row, _, _ = _source(y_low, ratio_input, side - 1)
+    first_column, _, _ = _source(x_low, ratio_input, side - 1)
+    last_row, row_step, _ = _source(y_high + y_step, ratio_input, side - 1)
+    last_column, column_step, _ = _source(x_high + x_step, ratio_input, side - 1)
+    p = tl.arange(0, PATCH)
+    rows = first_row + p
+    columns = first_column + p
+    there = (rows <= last_row + row_step)[:, None] & (columns <= last_column + column_step)[None, :]
+    patch = tl.load(mask + rows[:, None] * side + columns[None, :], mask=there, other=0.0)
+    lowest = tl.min(tl.min(tl.where(there, patch, float("inf")), 1), 0)
+    highest = tl.max(tl.max(tl.where(there, patch, float("-inf")), 1), 0)
+    is_seen = (last_row + row_step - first_row < PATCH) & (last_column + column_step - first_column < PATCH)
+    return lowest, highest, is_seen
+
+
+@triton.jit
+def _widen(box, left, top, right, bottom):
+    """Make a box hold these columns and rows."""
+    tl.atomic_min(box, left)
+    tl.atomic_min(box + 1, top)
+    tl.atomic_max(box + 2, right)
+    tl.atomic_max(box + 3, bottom)
+
+
+@triton.jit
 def measure_kernel(
     logits,
     areas,
@@ -72,22 +103,9 @@ def measure_kernel(
     right = tl.minimum(left + TILE_W, width) - 1
     mask = logits + n * side * side
 
-    y_low, _, _ = _source(top, ratio_y, input_h - 1)
-    x_low, _, _ = _source(left, ratio_x, input_w - 1)
-    y_high, y_step, _ = _source(bottom, ratio_y, input_h - 1)
-    x_high, x_step, _ = _source(right, ratio_x, input_w - 1)
-    first_row, _, _ = _source(y_low, ratio_input, side - 1)
-    first_column, _, _ = _source(x_low, ratio_input, side - 1)
-    last_row, row_step, _ = _source(y_high + y_step, ratio_input, side - 1)
-    last_column, column_step, _ = _source(x_high + x_step, ratio_input, side - 1)
-    p = tl.arange(0, PATCH)
-    rows = first_row + p
-    columns = first_column + p
-    there = (rows <= last_row + row_step)[:, None] & (columns <= last_column + column_step)[None, :]
-    patch = tl.load(mask + rows[:, None] * side + columns[None, :], mask=there, other=0.0)
-    highest = tl.max(tl.max(tl.where(there, patch, float("-inf")), 1), 0)
-    lowest = tl.min(tl.min(tl.where(there, patch, float("inf")), 1), 0)
-    is_seen = (last_row + row_step - first_row < PATCH) & (last_column + column_step - first_column < PATCH)
+    lowest, highest, is_seen = _bounds(
+        mask, top, bottom, left, right, side, input_h, input_w, ratio_input, ratio_y, ratio_x, PATCH
+    )
     rounding = 1e-5 * tl.maximum(tl.abs(highest), tl.abs(lowest))
     is_empty = is_seen & (highest + rounding <= threshold - offset)
     is_full = is_seen & (lowest - rounding > threshold + offset)
@@ -96,10 +114,7 @@ def measure_kernel(
         area = (bottom - top + 1) * (right - left + 1)
         for level in tl.static_range(3):
             tl.atomic_add(areas + n * 3 + level, area)
-        tl.atomic_min(boxes + n * 4, left)
-        tl.atomic_min(boxes + n * 4 + 1, top)
-        tl.atomic_max(boxes + n * 4 + 2, right)
-        tl.atomic_max(boxes + n * 4 + 3, bottom)
+        _widen(boxes + n * 4, left, top, right, bottom)
     elif is_empty == 0:
         x = left + tl.arange(0, TILE_W)[None, :]
         column, far, share_x = _source(x, ratio_x, input_w - 1)
@@ -130,7 +145,5 @@ def measure_kernel(
         tl.atomic_add(areas + n * 3, tl.sum(tl.sum(strict, 1), 0))
         tl.atomic_add(areas + n * 3 + 1, tl.sum(tl.sum(area, 1), 0))
         tl.atomic_add(areas + n * 3 + 2, tl.sum(tl.sum(loose, 1), 0))
-        tl.atomic_min(boxes + n * 4, tl.min(tl.min(first_x, 1), 0))
-        tl.atomic_min(boxes + n * 4 + 1, tl.min(tl.min(first_y, 1), 0))
-        tl.atomic_max(boxes + n * 4 + 2, tl.max(tl.max(last_x, 1), 0))
-        tl.atomic_max(boxes + n * 4 + 3, tl.max(tl.max(last_y, 1), 0))
+        ends = tl.max(tl.max(last_x, 1), 0), tl.max(tl.max(last_y, 1), 0)
+        _widen(boxes + n * 4, tl.min(tl.min(first_x, 1), 0), tl.min(tl.min(first_y, 1), 0), ends[0], ends[1])

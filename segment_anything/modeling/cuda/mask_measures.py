@@ -46,6 +46,11 @@ def measure_masks(logits: torch.Tensor, geometry: ImageGeometry, threshold: floa
         areas, boxes = measure_by_kernel(logits, geometry, threshold, offset)
     else:
         areas, boxes = measure_plainly(logits, geometry, threshold, offset)
+    return as_measures(areas, boxes)
+
+
+def as_measures(areas: torch.Tensor, boxes: torch.Tensor) -> MaskMeasures:
+    """What `measure_by_kernel` or `measure_plainly` found, on the host."""
     numbers = torch.cat([areas, boxes], dim=1).cpu().numpy().astype(np.int64)
     found = np.where(numbers[:, 1:2] > 0, numbers[:, 3:], 0)
     return MaskMeasures(numbers[:, 0], numbers[:, 1], numbers[:, 2], found)
@@ -79,13 +84,13 @@ def measure_by_kernel(
 
 
 def measure_plainly(
-    logits: torch.Tensor, geometry: ImageGeometry, threshold: float, offset: float
+    logits: torch.Tensor, geometry: ImageGeometry, threshold: float, offset: float, chunk_bytes: int = CHUNK_BYTES
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `measure_by_kernel`, by making the masks, some at a time."""
+    """As `measure_by_kernel`, by making the masks, as many at a time as `chunk_bytes` hold."""
     height, width = geometry.original_size_hw
     areas = [torch.zeros((0, 3), dtype=torch.int32, device=logits.device)]
     boxes = [torch.zeros((0, 4), dtype=torch.int32, device=logits.device)]
-    for part in _chunks(len(logits), geometry):
+    for part in _chunks(len(logits), geometry, chunk_bytes=chunk_bytes):
         values = upscale_masks(logits[part, None], geometry)[:, 0]
         levels = [(values > threshold + shift).sum(dim=(1, 2)) for shift in (offset, 0.0, -offset)]
         areas.append(torch.stack(levels, dim=1).int())
@@ -142,10 +147,10 @@ def _runs(pixels: torch.Tensor) -> list[npt.NDArray[np.int64]]:
     return found
 
 
-def _chunks(count: int, geometry: ImageGeometry, image_px: int = 0) -> Iterator[slice]:
-    """Slices of masks that fit into CHUNK_BYTES at full size, and whose pixels an index of 32 bits counts."""
+def _chunks(count: int, geometry: ImageGeometry, image_px: int = 0, chunk_bytes: int = CHUNK_BYTES) -> Iterator[slice]:
+    """Slices of masks that fit into `chunk_bytes` at full size, and whose pixels an index of 32 bits counts."""
     height, width = geometry.original_size_hw
     bytes_each = 4 * geometry.image_size**2 + 7 * height * width + 10 * image_px
-    step = max(1, min(CHUNK_BYTES // bytes_each, (2**31 - 1) // max(image_px, height * width)))
+    step = max(1, min(chunk_bytes // bytes_each, (2**31 - 1) // max(image_px, height * width)))
     for start in range(0, count, step):
         yield slice(start, start + step)
