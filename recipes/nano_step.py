@@ -8,7 +8,13 @@ import torch
 from nano_data import Packed, validation
 from nano_optimizer import Master
 from torch import nn
-from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, layer_norm, pixel_shuffle
+from torch.nn.functional import (
+    avg_pool2d,
+    binary_cross_entropy_with_logits,
+    layer_norm,
+    pixel_shuffle,
+    smooth_l1_loss,
+)
 
 from segment_anything.modeling.nano import build_nano_parts
 from segment_anything.simulate import mask_boxes, noisy_boxes, random_error_points, random_points
@@ -98,12 +104,32 @@ def given_boxes(truth):
     return mask_boxes(truth) * 2 + torch.tensor([0.0, 0.0, 1.3, 1.3], device=truth.device)
 
 
+def central_points(region: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(N, h, w) bool -> (N, 2): x, y of a cell in the middle of the largest part of each region, where people click.
+
+    Share of the region around each cell at three scales, added up: nearly where the distance to its border is largest;
+    among equals one at random.
+    """
+    cells = avg_pool2d(region[:, None].float(), 4)
+    score = sum(avg_pool2d(cells, k, 1, k // 2) for k in (3, 9, 21)) + cells
+    score = score.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)[:, 0]
+    score = (score + 0.01 * torch.rand(score.shape, generator=generator, device=score.device)) * region
+    index = score.flatten(1).argmax(dim=1)
+    return torch.stack([index % region.shape[-1], index // region.shape[-1]], dim=1).float()
+
+
+def click(region: torch.Tensor, drawn: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The paper's uniformly drawn point for half of the objects, the middle of the region for the others."""
+    middle = torch.rand(len(region), 1, generator=generator, device=region.device) < 0.5
+    return torch.where(middle, central_points(region, generator).to(drawn.dtype), drawn)
+
+
 def combined_loss(logits, iou, truth, ambiguous: bool):
     """The paper's loss on the best of three, and the same on the single mask; true IoU for the log."""
     logits, truth = logits.float(), truth.float()
     each = NEAR_WEIGHT * near_cross_entropy(logits, truth) + DICE_WEIGHT * dice_loss(logits, truth)  # N 4
     quality = true_iou(logits.detach(), truth)
-    error = (iou.float() - quality).square()
+    error = smooth_l1_loss(iou.float(), quality, reduction="none", beta=0.05)  # the bar is a mean absolute error
     best, single = each[:, 1:].min(dim=1).values.mean(), each[:, 0].mean()
     weights = (1.0, 0.3) if ambiguous else (0.5, 1.0)
     return weights[0] * best + weights[1] * single + IOU_WEIGHT * error.mean(), quality
@@ -130,7 +156,7 @@ def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
             boxes = noisy_boxes(given_boxes(truth), (size, size), generator, relative, at_most=10.0)
         else:
             points = (
-                random_points(truth, generator)[:, None] * 2 + 0.5,
+                click(truth, random_points(truth, generator), generator)[:, None] * 2 + 0.5,
                 torch.ones(len(truth), 1, device=truth.device),
             )
         for turn in range(1 + extra_rounds):
@@ -149,7 +175,10 @@ def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
             else:
                 chosen = torch.zeros(len(truth), dtype=torch.long, device=truth.device)
             previous = detached[torch.arange(len(truth)), chosen][:, None].clamp(-32, 32)
-            where, label = random_error_points(previous[:, 0] > 0, truth, generator)
+            found = previous[:, 0] > 0
+            where, label = random_error_points(found, truth, generator)
+            wrong = torch.where(label[:, None, None] > 0, truth & ~found, found & ~truth)
+            where = torch.where(wrong.flatten(1).any(1, keepdim=True), click(wrong, where, generator), where)
             new = (where[:, None] * 2 + 0.5, label[:, None].float())
             points = new if points is None else (torch.cat([points[0], new[0]], 1), torch.cat([points[1], new[1]], 1))
     return total / (2 * (1 + extra_rounds)) + GROUPING_WEIGHT * grouping, shown

@@ -91,3 +91,20 @@ def test_muon_moves_channels_last_kernels_in_place_and_leaves_depthwise_ones_to_
     cosine = torch.nn.functional.cosine_similarity(moved.flatten(), (u @ v).flatten(), dim=0)
     assert cosine > 0.9
     assert torch.equal(model[0].weight, master.master[0])
+
+
+def test_half_of_the_clicks_lie_in_the_middle_of_the_largest_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    from nano_step import central_points, click
+
+    region = torch.zeros(2, 64, 64, dtype=torch.bool)
+    region[0, 16:48, 8:40] = True  # its middle is (24, 32)
+    region[0, 56:60, 56:60] = True  # a small part elsewhere
+    region[1, 5, 7] = True  # one cell
+    generator = torch.Generator().manual_seed(0)
+    middle = central_points(region, generator)
+    assert (middle[0] - torch.tensor([23.5, 31.5])).abs().max() < 7
+    assert middle[1].tolist() == [7, 5]
+    drawn = torch.full((2, 2), -1.0)
+    taken = torch.cat([click(region, drawn, generator)[:, 0] >= 0 for _ in range(200)])
+    assert 0.4 < taken.float().mean() < 0.6
