@@ -131,7 +131,7 @@ def combined_loss(logits, iou, truth, ambiguous: bool):
     quality = true_iou(logits.detach(), truth)
     error = smooth_l1_loss(iou.float(), quality, reduction="none", beta=0.05)  # the bar is a mean absolute error
     best, single = each[:, 1:].min(dim=1).values.mean(), each[:, 0].mean()
-    weights = (1.0, 0.3) if ambiguous else (0.5, 1.0)
+    weights = (1.0, 0.3) if ambiguous else (0.6, 1.0)
     return weights[0] * best + weights[1] * single + IOU_WEIGHT * error.mean(), quality
 
 
@@ -170,10 +170,9 @@ def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
             if turn == extra_rounds:
                 break
             detached = logits.detach().float()
-            if turn == 0 and kind == "point":
-                chosen = 1 + iou[:, 1:].detach().argmax(dim=1)
-            else:
-                chosen = torch.zeros(len(truth), dtype=torch.long, device=truth.device)
+            chosen = 1 + iou[:, 1:].detach().argmax(dim=1)
+            if turn or kind == "box":  # later the single mask, or the best of three: people go on from either
+                chosen *= torch.randint(2, chosen.shape, generator=generator, device=chosen.device)
             previous = detached[torch.arange(len(truth)), chosen][:, None].clamp(-32, 32)
             found = previous[:, 0] > 0
             where, label = random_error_points(found, truth, generator)
