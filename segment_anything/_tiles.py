@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from segment_anything.geometry import ImageGeometry
 
@@ -138,6 +138,8 @@ class TileGrid:
 def _reduced(values: Floats, axis: Axis, reduce: Any) -> Floats:
     """(n, L, c) -> (n, tiles, c): least or greatest of the logits that each tile is made from."""
     by_logit = np.ascontiguousarray(values.swapaxes(0, 1))  # one reduction along the first axis is many lanes wide
+    if axis.reach < len(axis.first):  # all tiles at once, logit by logit; else tile by tile
+        return np.ascontiguousarray(reduce([by_logit[axis.first + i] for i in range(axis.reach)], axis=0).swapaxes(0, 1))
     return np.stack([reduce(by_logit[start : start + axis.reach], axis=0) for start in axis.first], axis=1)
 
 
@@ -183,10 +185,40 @@ def measure_tiles(logits: Floats, grid: TileGrid, threshold: float, offset: floa
 def full_size_masks(logits: Floats, geometry: ImageGeometry, threshold: float) -> npt.NDArray[np.bool_]:
     """Masks (n, H, W) in original pixels of low-resolution logits (n, L, L)."""
     grid = TileGrid.of(geometry, logits.shape[-1])
-    found = measure_tiles(logits, grid, threshold, 0.0)
-    ends = np.append(0, np.cumsum((found.kinds == 2).sum(axis=(1, 2))))
-    masks = np.empty((len(logits), *geometry.original_size_hw), dtype=np.bool_)
-    for i, kinds in enumerate(found.kinds):
-        rows = grid.rows(kinds, found.bits[ends[i] : ends[i + 1]])
-        masks[i] = np.unpackbits(rows.view(np.uint8), axis=1, count=masks.shape[2], bitorder="little")
+    least, greatest = grid.extremes(logits)
+    margin = np.float32(MARGIN) * np.maximum(np.abs(least), np.abs(greatest))
+    full = least - margin > threshold
+    mixed = np.nonzero(~(full | (greatest + margin <= threshold)))
+    masks = np.zeros((len(logits), *geometry.original_size_hw), dtype=np.bool_)
+    _paint(masks, np.nonzero(full), np.broadcast_to(np.True_, (1, *TILE_HW)))
+    for start in range(0, len(mixed[0]), TILES_AT_ONCE):
+        at = tuple(index[start : start + TILES_AT_ONCE] for index in mixed)
+        _paint(masks, at, grid.values(logits, *at) > threshold)
     return masks
+
+
+def _paint(masks: npt.NDArray[np.bool_], at: tuple[Ints, ...], pixels: npt.NDArray[np.bool_]) -> None:
+    """Write tiles into masks (n, H, W).
+
+    Args:
+        masks: to write into.
+        at: mask, tile row and tile column of t tiles, (t,) each.
+        pixels: (t, 32, 64), or (1, 32, 64) for all of them; what lies outside the image is left out.
+    """
+    mask, tile_y, tile_x = at
+    for rows, height, top in _runs(masks.shape[1], TILE_HW[0], tile_y):
+        for columns, width, left in _runs(masks.shape[2], TILE_HW[1], tile_x):
+            chosen = np.flatnonzero(rows & columns)
+            if len(chosen):
+                corner = masks[:, top * TILE_HW[0] :, left * TILE_HW[1] :]
+                count = len(masks), corner.shape[1] // height, corner.shape[2] // width
+                steps = masks.strides[1] * TILE_HW[0], masks.strides[2] * TILE_HW[1]
+                tiles = as_strided(corner, (*count, height, width), (masks.strides[0], *steps, *masks.strides[1:]))
+                drawn = pixels if len(pixels) == 1 else pixels[chosen]
+                tiles[mask[chosen], tile_y[chosen] - top, tile_x[chosen] - left] = drawn[:, :height, :width]
+
+
+def _runs(size: int, tile: int, index: Ints) -> list[tuple[npt.NDArray[np.bool_], int, int]]:
+    """Whole tiles along an axis, then the rest at its end: which of `index` they are, their size, and the first."""
+    whole = size // tile
+    return [(index < whole, tile, 0), (index >= whole, max(1, size - whole * tile), whole)]
