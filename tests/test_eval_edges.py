@@ -39,13 +39,27 @@ def bsds(folder: Path, count: int = 2) -> Path:
 def test_edges_of_a_mask_lie_outside_its_border_and_are_strongest_where_it_is_sharp() -> None:
     logits = torch.full((1, 20, 30), -10.0)
     logits[0, 5:15, 8:20] = 10.0
-    edges = mask_edges(logits)[0]
+    edges = mask_edges(logits)
     mask = logits[0] > 0
     assert not (edges[mask] > 0).any()
     assert (edges[4, 9:19] > 3.9).all()  # Sobel of a step of one is 4
     assert (edges > 0).sum() == 2 * (10 + 12) + 4
-    soft = mask_edges(logits / 20)[0]
+    soft = mask_edges(logits / 20)
     assert soft[4, 12] < edges[4, 12]
+
+
+def test_edges_are_the_largest_sobel_slopes_on_the_outer_boundaries_of_the_masks() -> None:
+    from scipy import ndimage
+
+    logits = ndimage.gaussian_filter(np.random.default_rng(3).normal(0, 40, (4, 37, 52)), (0, 3, 3))
+    expected = np.zeros((37, 52))
+    for one in logits:
+        probability, mask = 1 / (1 + np.exp(-one)), one > 0.5
+        slope = np.hypot(*(ndimage.sobel(probability, axis, mode="nearest") for axis in (0, 1)))
+        outside = ndimage.binary_dilation(mask, np.ones((3, 3))) & ~mask
+        expected = np.maximum(expected, slope * outside)
+    assert mask_edges(torch.from_numpy(logits).float(), 0.5).numpy() == pytest.approx(expected, abs=1e-5)
+    assert 0.2 < (expected > 0).mean() < 0.8
 
 
 def test_the_edge_of_the_image_is_no_edge() -> None:
