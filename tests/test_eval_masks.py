@@ -11,15 +11,18 @@ from colour_sam import ColourSam
 from PIL import Image
 
 from segment_anything.evaluation.data import open_images
-from segment_anything.evaluation.instance import Instance, average_precision, open_detected, precision_over_recall
-from segment_anything.evaluation.options import InstanceOptions, TextOptions
+from segment_anything.evaluation.detected import open_detected
+from segment_anything.evaluation.instance import Instance, average_precision, precision_over_recall
+from segment_anything.evaluation.options import InstanceOptions, PointsBoxesOptions, TextOptions
 from segment_anything.evaluation.pictures import draw_instance
+from segment_anything.evaluation.points_boxes import PointsBoxes
 from segment_anything.evaluation.proposals import Proposals, proposal_score
 from segment_anything.evaluation.runs import run
 from segment_anything.evaluation.text import TextToMask
 from segment_anything.records import MaskRecord, make_record
 
 COLOURS = {"cat": (200, 0, 0), "dog": (0, 200, 0)}
+BLUE = (0, 0, 200)
 
 
 def coco(folder: Path, images: int = 3) -> dict[str, Any]:
@@ -84,17 +87,37 @@ def test_a_missed_category_halves_precision(tmp_path: Path) -> None:
     assert instance_values(tmp_path, results)["ap"] == pytest.approx(0.5)
 
 
-def test_crowds_are_neither_hit_nor_missed(tmp_path: Path) -> None:
-    content = coco(tmp_path)
-    mask = np.zeros((100, 100), bool)
-    mask[50:, :50] = True
+def add_crowd(folder: Path, content: dict[str, Any]) -> None:
+    """A blue field in picture 2, annotated as a crowd of cats."""
     from segment_anything.masks import encode_rle
 
-    crowd = {"id": 99, "image_id": 2, "category_id": 3, "bbox": [0, 50, 50, 50], "area": 2500, "iscrowd": 1}
-    content["annotations"].append({**crowd, "segmentation": dict(encode_rle(mask))})
-    results = detections({**content, "annotations": content["annotations"][:-1]})
+    picture = np.array(Image.open(folder / "images/2.png"))
+    picture[70:95, 10:60] = BLUE
+    Image.fromarray(picture).save(folder / "images/2.png")
+    code = dict(encode_rle(region(picture, BLUE)))
+    crowd = {"id": 99, "image_id": 2, "category_id": 3, "bbox": [10, 70, 50, 25], "area": 1250, "iscrowd": 1}
+    content["annotations"].append({**crowd, "segmentation": code})
+    write(folder / "annotations.json", content)
+
+
+def test_crowds_are_neither_hit_nor_missed(tmp_path: Path) -> None:
+    content = coco(tmp_path)
+    results = detections(content)
+    inside = {"image_id": 2, "category_id": 3, "bbox": [12, 72, 40, 20], "score": 0.99}
+    add_crowd(tmp_path, content)
+    assert instance_values(tmp_path, results)["ap"] == pytest.approx(1)  # not missed
+    assert instance_values(tmp_path, [*results, inside])["ap"] == pytest.approx(1)  # no mistake, though the first
+    content["annotations"].pop()
     write(tmp_path / "annotations.json", content)
-    assert instance_values(tmp_path, results)["ap"] == pytest.approx(1)
+    assert instance_values(tmp_path, [*results, inside])["ap"] < 0.9  # without the crowd it is one
+
+
+def test_crowds_are_no_objects_for_clicks_boxes_and_proposals(tmp_path: Path) -> None:
+    add_crowd(tmp_path, coco(tmp_path))
+    protocol = PointsBoxes(ColourSam(), PointsBoxesOptions(clicks=(1,), noc_limit=0))  # type: ignore[arg-type]
+    assert dict(protocol.values(run(protocol, open_images(tmp_path)).rows))["objects"] == 4
+    proposals = Proposals(lambda _: [], {})
+    assert dict(proposals.values(run(proposals, open_images(tmp_path)).rows))["objects"] == 4
 
 
 def test_boxes_outside_the_image_or_without_width_are_drawn_as_far_as_they_go(tmp_path: Path) -> None:
@@ -196,6 +219,31 @@ def test_an_lvis_file_is_scored_by_the_rules_of_lvis(tmp_path: Path) -> None:
     checked = instance_values(tmp_path, results)
     assert checked["ap_rare"] < 0.6
     assert checked["ap_frequent"] == pytest.approx(1)
+    # Where not all dogs were drawn, a dog too many is no mistake.
+    content["images"][0]["not_exhaustive_category_ids"] = [8]
+    content["images"][2]["neg_category_ids"] = []
+    write(tmp_path / "annotations.json", content)
+    too_many = {"image_id": 1, "category_id": 8, "bbox": [10, 20, 30, 40], "score": 1.0}
+    assert instance_values(tmp_path, [*results, too_many])["ap_rare"] == pytest.approx(1)
+    content["images"][0]["not_exhaustive_category_ids"] = []
+    write(tmp_path / "annotations.json", content)
+    assert instance_values(tmp_path, [*results, too_many])["ap_rare"] < 0.6
+
+
+def test_images_of_an_lvis_file_are_found_in_the_folders_of_their_splits(tmp_path: Path) -> None:
+    content = coco(tmp_path)
+    for image, split in zip(content["images"], ("train2017", "val2017", ""), strict=True):
+        (tmp_path / "images" / split).mkdir(exist_ok=True)
+        (tmp_path / "images" / image["file_name"]).rename(tmp_path / "images" / split / image["file_name"])
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+        image["coco_url"] = f"http://images.cocodataset.org/{split or 'val2017'}/{image.pop('file_name')}"
+    for category in content["categories"]:
+        category["frequency"] = "f"
+    write(tmp_path / "annotations.json", content)
+    assert instance_values(tmp_path, detections(content))["ap"] == pytest.approx(1)
+    items = open_images(tmp_path / "annotations.json")  # the same file as a data set
+    assert [item.name for item in items] == ["train2017/1.png", "val2017/2.png", "val2017/3.png"]
+    assert [len(item.read().masks) for item in items] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +255,9 @@ def test_an_lvis_file_is_scored_by_the_rules_of_lvis(tmp_path: Path) -> None:
         ({"bbox": [1, 2, 3]}, r"result 0 needs a bbox of x, y, width, height and a score, all finite, got \[1, 2, 3\]"),
         ({"bbox": [1, 2, -3, 4]}, r"result 0 needs a bbox"),
         ({"score": float("nan")}, "all finite"),
+        ({"score": "0.5"}, "all finite"),
+        ({"bbox": "a box"}, "got a box and 0.9"),
+        ({"image_id": "1"}, "result 0 is of image '1', which the truth does not list"),
     ],
 )
 def test_detections_that_do_not_fit_the_truth_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -224,9 +275,49 @@ def test_truth_that_is_no_coco_file_or_holds_no_objects_is_named(tmp_path: Path)
     empty = write(tmp_path / "empty.json", {"images": [], "annotations": [], "categories": []})
     with pytest.raises(ValueError, match="holds no objects"):
         open_detected(empty, boxes, tmp_path)
+    with pytest.raises(ValueError, match="result 0 is no JSON object, got 7"):
+        open_detected(tmp_path / "annotations.json", write(boxes, [7]), tmp_path)
+    with pytest.raises(ValueError, match="detections are a JSON list of results, got dict"):
+        open_detected(tmp_path / "annotations.json", write(boxes, {}), tmp_path)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         open_detected(tmp_path / "broken.json", boxes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "lost", "words"),
+    [
+        ("annotations", "area", "annotation 1 has no area; masks cannot be scored"),
+        ("annotations", "segmentation", "annotation 1 has no segmentation"),
+        ("images", "file_name", r"an image needs an id and a file_name \(LVIS: coco_url\), got {'id': 1"),
+    ],
+)
+def test_truth_without_what_the_official_tools_need_is_named(tmp_path: Path, key: str, lost: str, words: str) -> None:
+    content = coco(tmp_path)
+    results = detections(content)
+    del content[key][0][lost]
+    write(tmp_path / "annotations.json", content)
+    with pytest.raises(ValueError, match=words):
+        instance_values(tmp_path, results)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+def test_two_entries_of_one_id_are_named(tmp_path: Path, key: str) -> None:
+    content = coco(tmp_path)
+    content[key].append(dict(content[key][0]))
+    write(tmp_path / "annotations.json", content)
+    with pytest.raises(ValueError, match=f"two {key} have the id 1"):
+        instance_values(tmp_path, [])
+
+
+def test_an_image_of_another_size_than_its_truth_is_skipped_and_named(tmp_path: Path) -> None:
+    content = coco(tmp_path, images=12)
+    Image.new("RGB", (60, 80)).save(tmp_path / "images/2.png")
+    boxes = write(tmp_path / "boxes.json", detections(content))
+    data = open_detected(tmp_path / "annotations.json", boxes, tmp_path / "images")
+    done = run(Instance(ColourSam(), data), data.images)  # type: ignore[arg-type]
+    assert done.skipped == ("2.png: its ground truth is 100 x 100 pixels, the image 60 x 80.",)
+    assert len(done.rows) == 11
 
 
 def region(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

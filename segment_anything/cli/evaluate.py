@@ -136,7 +136,8 @@ def instance(
     images: Annotated[Path, typer.Option(help="Folder of the image files.")],
 ) -> None:
     """Average precision of masks for a detector's boxes, by the rules of COCO or LVIS."""
-    from segment_anything.evaluation.instance import Instance, open_detected
+    from segment_anything.evaluation.detected import open_detected
+    from segment_anything.evaluation.instance import Instance
     from segment_anything.evaluation.pictures import draw_instance
 
     detected = open_detected(truth, detections, images)

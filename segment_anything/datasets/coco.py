@@ -1,7 +1,8 @@
 """COCO instances: one JSON file for many images (https://cocodataset.org/#format-data).
 
 Several files (`instances_train2017.json`, or one in each of the folders train, valid, test) make the splits.
-Crowd regions (`iscrowd`) are left out: they outline no single object.
+Crowd regions (`iscrowd`) are left out: they outline no single object. LVIS (https://www.lvisdataset.org) is the same
+form, but names its images by their address only.
 """
 
 from collections import defaultdict
@@ -99,13 +100,26 @@ def _samples(file: Path, content: Entry, index_of: Mapping[int, int], root: Path
     folder = _ImageFolder(file, root)
     return [
         Sample(
-            image_path=folder.find(str(image["file_name"])),
+            image_path=folder.find(*image_names(image)),
             objects=_objects(image, by_image.get(image["id"], []), index_of),
-            name=str(image["file_name"]),
+            name=image_names(image)[0],
             split=normal_split(image.get("split")) or split,
         )
         for image in content["images"]
     ]
+
+
+def image_names(image: Entry) -> tuple[str, ...]:
+    """The names under which the file of an image may lie in its folder, the likeliest first.
+
+    Raises:
+        KeyError: if the entry names no file.
+    """
+    if "file_name" in image or "coco_url" not in image:
+        return (str(image["file_name"]),)
+    # LVIS: http://images.cocodataset.org/val2017/000000397133.jpg; its val split holds images of train2017 too
+    folder, name = str(image["coco_url"]).split("/")[-2:]
+    return f"{folder}/{name}", name
 
 
 def _objects(image: Entry, annotations: list[Entry], index_of: Mapping[int, int]) -> CodedObjects:
@@ -144,9 +158,11 @@ class _ImageFolder:
         self._folders = [base / name for base in bases for name in names] + nested
         self._last = self._folders[0]
 
-    def find(self, name: str) -> Path:
+    def find(self, *names: str) -> Path:
+        """The file of one of the names, or where it was looked for first."""
         for folder in (self._last, *self._folders):
-            if (folder / name).is_file():
-                self._last = folder
-                return folder / name
-        return self._folders[0] / name
+            for name in names:
+                if (folder / name).is_file():
+                    self._last = folder
+                    return folder / name
+        return self._folders[0] / names[0]

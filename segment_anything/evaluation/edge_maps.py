@@ -74,7 +74,7 @@ def mask_edges(logits: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
     Returns:
         (H, W), 0 to 4 times the square root of 2.
     """
-    count, height, width = logits.shape
+    height, width = logits.shape[1:]
     # Boundaries are few: slopes are taken there only, which is six times as fast as a convolution of all pixels.
     mask, y, x = _outside(logits > threshold).nonzero().unbind(1)
     rows = [(mask * height + (y + step).clamp(0, height - 1)) * width for step in (-1, 0, 1)]

@@ -6,11 +6,8 @@ for it. Each detection keeps its score and its category; its mask is the single 
 best of three by predicted IoU.
 """
 
-import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,8 @@ from numpy.typing import NDArray
 
 from segment_anything._optional import require
 from segment_anything.datasets import SampleError
+from segment_anything.datasets.objects import check_size
+from segment_anything.evaluation.detected import DetectedImage, DetectedSet, Entry
 from segment_anything.evaluation.interact import Encoded, usable_boxes, weights_of
 from segment_anything.evaluation.options import InstanceOptions
 from segment_anything.evaluation.runs import Row, Value
@@ -26,95 +25,7 @@ from segment_anything.masks import encode_rles, rle_to_coco
 from segment_anything.modeling import Sam
 from segment_anything.prompts import Prompt
 
-Entry = dict[str, Any]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class DetectedImage:
-    """One image of the ground truth with the boxes that a detector found in it."""
-
-    name: str
-    image_id: int
-    path: Path
-    detections: tuple[Entry, ...]
-    """COCO results with bbox (x, y, width, height), score and category_id; the best first."""
-
-
-@dataclass(frozen=True)
-class DetectedSet:
-    """Ground truth and detections."""
-
-    truth: Entry
-    """The COCO or LVIS JSON."""
-    images: tuple[DetectedImage, ...]
-    lvis: bool
-    """Whether the truth has LVIS's lists of verified categories."""
-
-
-def open_detected(truth: str | Path, detections: str | Path, images: str | Path) -> DetectedSet:
-    """Read ground truth and detections.
-
-    Args:
-        truth: COCO or LVIS JSON.
-        detections: JSON list of results with image_id, category_id, bbox and score.
-        images: folder of the image files.
-
-    Raises:
-        ValueError: if a file is not of its form, an image id is listed twice, or detections name images or categories
-            that the truth has not.
-    """
-    content, results = _load(truth), _load(detections)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise ValueError(f"{truth}: a COCO file needs images, annotations and categories")
-    if not content["annotations"]:
-        raise ValueError(f"{truth}: the ground truth holds no objects, so that nothing can be measured")
-    if not isinstance(results, list):
-        raise ValueError(f"{detections}: detections are a JSON list of results, got {type(results).__name__}")
-    ids = [entry["id"] for entry in content["images"]]
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"{truth}: two images have the id {next(i for i in ids if ids.count(i) > 1)}")
-    _check_results(results, set(ids), {entry["id"] for entry in content["categories"]}, Path(detections))
-    by_image: defaultdict[int, list[Entry]] = defaultdict(list)
-    for result in sorted(results, key=lambda result: -float(result["score"])):
-        by_image[result["image_id"]].append(result)
-    found = (
-        DetectedImage(_file_name(entry), entry["id"], Path(images) / _file_name(entry), tuple(by_image[entry["id"]]))
-        for entry in content["images"]
-    )
-    return DetectedSet(content, tuple(found), lvis="neg_category_ids" in (content["images"] or [{}])[0])
-
-
-def _load(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-
-
-def _file_name(entry: Entry) -> str:
-    # LVIS names files by their address only: http://images.cocodataset.org/val2017/000000397133.jpg
-    return str(entry["file_name"]) if "file_name" in entry else str(entry["coco_url"]).rpartition("/")[2]
-
-
-def _check_results(results: Sequence[Entry], images: set[int], categories: set[int], path: Path) -> None:
-    for number, result in enumerate(results):
-        missing = {"image_id", "category_id", "bbox", "score"} - result.keys()
-        if missing:
-            raise ValueError(f"{path}: result {number} has no {sorted(missing)[0]}")
-        numbers = [*result["bbox"], result["score"]]
-        if len(numbers) != 5 or not np.isfinite(numbers).all() or min(numbers[2:4]) < 0:
-            raise ValueError(
-                f"{path}: result {number} needs a bbox of x, y, width, height and a score, all finite, "
-                f"got {result['bbox']} and {result['score']}"
-            )
-        if result["image_id"] not in images:
-            raise ValueError(f"{path}: result {number} is of image {result['image_id']}, which the truth does not list")
-        if result["category_id"] not in categories:
-            raise ValueError(
-                f"{path}: result {number} is of category {result['category_id']}, which the truth does not list "
-                "(are the ids those of another data set, or counted from 0?)"
-            )
 
 
 class Instance:
@@ -138,6 +49,11 @@ class Instance:
             image = read_image(item.path)
         except (OSError, ImageReadError) as error:
             raise SampleError(f"{item.name}: {error}") from error
+        if item.size_hw is not None:  # run lengths of two sizes cannot be compared
+            try:
+                check_size(item.size_hw, image.shape[:2], "its ground truth")
+            except SampleError as error:
+                raise SampleError(f"{item.name}: {error}") from error
         chosen = item.detections[: self.options.max_detections]
         boxes = np.array([result["bbox"] for result in chosen], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
