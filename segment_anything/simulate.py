@@ -7,6 +7,8 @@ an error is largest, at the point farthest from its border.
 Coordinates are (x, y) of pixel centres in the frame of the masks that are passed. Letters: N masks of H x W.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -98,10 +100,10 @@ def noisy_boxes(
     return torch.cat([low, torch.maximum(high, low + 1)], dim=1)
 
 
-def farthest_point(region: BoolMask) -> tuple[tuple[int, int], float]:
+def farthest_point(region: BoolMask, clicked: Sequence[tuple[int, int]] = ()) -> tuple[tuple[int, int], float]:
     """The pixel of `region` (H, W) farthest from its border, the image's edge counting as border, and its distance.
 
-    The first such pixel in row order if several are equally far.
+    The first such pixel in row order if several are equally far. Pixels (x, y) of `clicked` count as distance 0.
 
     Raises:
         ValueError: if the region is empty.
@@ -110,18 +112,24 @@ def farthest_point(region: BoolMask) -> tuple[tuple[int, int], float]:
         raise ValueError("region must hold at least one pixel, got an empty mask")
     ndimage = require("scipy.ndimage", extra="eval")
     distance = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+    for x, y in clicked:
+        distance[y, x] = 0
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
     return (int(x), int(y)), float(distance[y, x])
 
 
-def next_click_farthest(predicted: BoolMask | None, truth: BoolMask) -> tuple[tuple[int, int], int]:
+def next_click_farthest(
+    predicted: BoolMask | None, truth: BoolMask, clicked: Sequence[tuple[int, int]] = ()
+) -> tuple[tuple[int, int], int]:
     """The next evaluation click: centre of the largest error, by distance to its border.
 
-    Missed parts and wrongly taken parts compete; the larger distance wins, a missed part wins a tie.
+    Missed parts and wrongly taken parts compete; the larger distance wins, a missed part wins a tie. As in the
+    benchmarks of interactive segmentation, no pixel is clicked twice while another one is wrong.
 
     Args:
         predicted: (H, W) bool, or None for the first click.
         truth: (H, W) bool, not empty.
+        clicked: (x, y) of the clicks so far.
 
     Returns:
         The point (x, y) and its label, 1 on the object, 0 on background. A perfect prediction is clicked at the centre
@@ -131,8 +139,10 @@ def next_click_farthest(predicted: BoolMask | None, truth: BoolMask) -> tuple[tu
     taken = np.zeros_like(truth) if predicted is None else predicted & ~truth
     if not missed.any() and not taken.any():
         return farthest_point(truth)[0], 1
-    best_missed = farthest_point(missed) if missed.any() else ((0, 0), 0.0)
-    best_taken = farthest_point(taken) if taken.any() else ((0, 0), 0.0)
+    best_missed = farthest_point(missed, clicked) if missed.any() else ((0, 0), 0.0)
+    best_taken = farthest_point(taken, clicked) if taken.any() else ((0, 0), 0.0)
+    if clicked and best_missed[1] == best_taken[1] == 0:  # every wrong pixel was clicked already
+        return next_click_farthest(predicted, truth)
     if best_missed[1] >= best_taken[1]:
         return best_missed[0], 1
     return best_taken[0], 0

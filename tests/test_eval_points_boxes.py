@@ -1,11 +1,12 @@
 """Points and boxes: on pictures of flat colours, with a model whose answers are known."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from colour_sam import ColourSam
+from colour_sam import Answer, ColourSam
 from PIL import Image as PillowImage
 
 from segment_anything.detectors import BoxFile
@@ -16,6 +17,7 @@ from segment_anything.evaluation.options import PointsBoxesOptions
 from segment_anything.evaluation.pictures import draw_points_boxes
 from segment_anything.evaluation.points_boxes import PointsBoxes, by_size, image_seed, match_boxes
 from segment_anything.evaluation.runs import Shard, run
+from segment_anything.prompts import Prompt
 
 RED, GREEN = (200, 0, 0), (0, 200, 0)
 
@@ -152,6 +154,42 @@ def test_the_paper_asks_for_one_mask_after_the_first_click() -> None:
     assert trace.predicted == pytest.approx([0.9, 0.95])
     assert trace.chosen == pytest.approx([50 / 101, 100 / 101])
     assert trace.oracle == pytest.approx([100 / 101, 100 / 101])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clicks_found_in_a_part_of_the_image_are_those_of_the_whole(seed: int) -> None:
+    from segment_anything.evaluation.interact import _next_click
+    from segment_anything.simulate import next_click_farthest
+
+    random = np.random.default_rng(seed)
+    truth, predicted = np.zeros((50, 70), bool), np.zeros((50, 70), bool)
+    for mask in (truth, predicted):
+        for _ in range(3):
+            (y, x), (h, w) = random.integers(0, 40, 2), random.integers(3, 15, 2)
+            mask[y : y + h, x : x + w] = True
+    clicked: list[tuple[int, int]] = []
+    for shown in (None, *[predicted] * 6):
+        whole = next_click_farthest(shown, truth, clicked)
+        assert _next_click(shown, truth, clicked) == whole
+        clicked.append(whole[0])
+    assert len(set(clicked)) == 7
+
+
+def test_an_object_that_never_comes_right_is_never_clicked_twice_at_a_pixel() -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Stubborn(ColourSam):
+        """Draws the same half of the region whatever the clicks are."""
+
+        def decode(self, embedding: object, prompts: Sequence[Prompt], multimask_output: bool | None = True) -> Answer:
+            seen[:] = [(int(x), int(y)) for x, y in prompts[0].points_xy]  # type: ignore[union-attr]
+            return super().decode(embedding, [Prompt.make(points=[seen[0]], labels=[1])], multimask_output)
+
+    image = np.zeros((30, 30, 3), np.uint8)
+    image[5:25, 5:25] = RED
+    encoded = Encoded(Stubborn(), image)  # type: ignore[arg-type]
+    [trace] = click_through(encoded, image.any(axis=2)[None], clicks=1, limit=20, target=0.9)
+    assert len(trace.chosen) == len(seen) == len(set(seen)) == 20
 
 
 def test_first_click_of_a_crescent_lies_on_it() -> None:

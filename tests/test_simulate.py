@@ -169,3 +169,21 @@ def test_a_missed_part_wins_over_an_equally_large_taken_one() -> None:
 def test_a_perfect_prediction_is_clicked_in_its_middle() -> None:
     truth = drawn("###", "###", "###")
     assert next_click_farthest(truth, truth) == ((1, 1), 1)
+
+
+def test_no_pixel_is_clicked_twice_while_another_is_wrong() -> None:
+    truth, nothing = drawn(".....", ".###.", ".###.", ".###."), drawn(".....", ".....", ".....", ".....")
+    assert next_click_farthest(nothing, truth) == ((2, 2), 1)
+    clicked = [(2, 2)]
+    for _ in range(8):
+        point, label = next_click_farthest(nothing, truth, clicked)
+        assert point not in clicked
+        assert (truth[point[1], point[0]], label) == (True, 1)
+        clicked.append(point)
+    assert next_click_farthest(nothing, truth, clicked) == ((2, 2), 1)  # all were: the centre again
+
+
+def test_an_error_that_was_clicked_leaves_the_next_click_to_the_other() -> None:
+    predicted, truth = drawn("##....", "......"), drawn("#....#", "......")
+    assert next_click_farthest(predicted, truth) == ((5, 0), 1)
+    assert next_click_farthest(predicted, truth, [(5, 0)]) == ((1, 0), 0)

@@ -167,7 +167,7 @@ class _Clicked:
 
     def click(self) -> Prompt:
         """Add the next click; all clicks so far and the last mask are the prompt."""
-        point, label = _next_click(self.mask, self.truth)
+        point, label = _next_click(self.mask, self.truth, self.points)
         self.points.append(point)
         self.labels.append(label)
         return Prompt.make(points=self.points, labels=self.labels, mask_logits=self.low_res)
@@ -189,10 +189,10 @@ def _click_once(encoded: Encoded, objects: Sequence[_Clicked], three: bool) -> N
         item.note(mask, quality, logits)
 
 
-def _next_click(predicted: Bool | None, truth: Bool) -> tuple[tuple[int, int], int]:
+def _next_click(predicted: Bool | None, truth: Bool, clicked: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], int]:
     """`next_click_farthest` on the part of the image where anything is: the same click, found much faster."""
-    where = mask_to_box(truth if predicted is None else truth | predicted)
-    x0, y0, x1, y1 = (int(value) for value in where)
+    x0, y0, x1, y1 = (int(side) for side in mask_to_box(truth if predicted is None else truth | predicted))
     part = (slice(y0, y1), slice(x0, x1))
-    (x, y), label = next_click_farthest(None if predicted is None else predicted[part], truth[part])
+    inside = [(x - x0, y - y0) for x, y in clicked if x0 <= x < x1 and y0 <= y < y1]
+    (x, y), label = next_click_farthest(None if predicted is None else predicted[part], truth[part], inside)
     return (x + x0, y + y0), label
