@@ -10,7 +10,7 @@ from colour_sam import Answer, ColourSam
 from PIL import Image as PillowImage
 
 from segment_anything.detectors import BoxFile
-from segment_anything.evaluation.data import images_of, open_images
+from segment_anything.evaluation.data import images_of, open_boxes, open_images
 from segment_anything.evaluation.interact import Encoded, boxes_to_masks, click_through, usable_boxes
 from segment_anything.evaluation.metrics import iou
 from segment_anything.evaluation.options import PointsBoxesOptions
@@ -120,6 +120,47 @@ def test_boxes_of_a_detector_are_matched_to_objects(tmp_path: Path) -> None:
     values = measured(tmp_path / "data", options, detections=BoxFile(tmp_path / "boxes.json"))
     assert values["box_detected_found"] == 0.5
     assert values["box_detected_miou"] == 1
+
+
+def coco_results(folder: Path, *image_ids: object) -> tuple[Path, Path]:
+    """The squares as a COCO data set with ids unlike the names, and a list of results as detectors write it."""
+    from segment_anything.masks import encode_rle
+
+    squares(folder, count=2)
+    content: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
+    for number, image_id in ((0, 158), (1, 397)):
+        entry = {"id": image_id, "file_name": f"images/{number}.png", "width": 120, "height": 100}
+        content["images"].append(entry)
+        labels = np.array(PillowImage.open(folder / f"masks/{number}.png"))
+        for value in (1, 2):
+            drawn = {"image_id": image_id, "category_id": 1, "segmentation": dict(encode_rle(labels == value))}
+            content["annotations"].append({"id": len(content["annotations"]) + 1, **drawn})
+    results = [{"image_id": key, "category_id": 1, "bbox": [12, 8, 40, 40], "score": 0.9} for key in image_ids]
+    (folder / "truth.json").write_text(json.dumps(content))
+    (folder / "boxes.json").write_text(json.dumps(results))
+    return folder / "truth.json", folder / "boxes.json"
+
+
+def test_a_list_of_results_is_matched_by_image_id(tmp_path: Path) -> None:
+    truth, results = coco_results(tmp_path, 397)
+    boxes = open_boxes(results, truth, open_images(truth))
+    assert [name for name in boxes.images if boxes.for_image(name).detections] == ["images/1.png"]
+    values = measured(truth, PointsBoxesOptions(clicks=(), boxes=(), noc_limit=0), detections=boxes)
+    assert values["box_detected_found"] == 0.25  # one of four objects; the same box is not taken for image 158
+    assert values["box_detected_miou"] == 1
+
+
+def test_results_of_unknown_images_are_named(tmp_path: Path) -> None:
+    truth, results = coco_results(tmp_path, 397, 12, 13)
+    with pytest.raises(ValueError, match=r"boxes of 2 images that .*truth.json does not list, such as image_id 12"):
+        open_boxes(results, truth, open_images(truth))
+
+
+def test_boxes_of_no_image_of_the_data_set_are_refused(tmp_path: Path) -> None:
+    items = open_images(squares(tmp_path / "data"))
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\nother.jpg,1,1,9,9\n")
+    with pytest.raises(ValueError, match=r"no box of any image to be measured: it names 'other.jpg', the data set"):
+        open_boxes(tmp_path / "boxes.csv", tmp_path / "data", items)
 
 
 def test_an_image_without_objects_counts_and_adds_nothing(tmp_path: Path) -> None:

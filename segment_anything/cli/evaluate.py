@@ -107,21 +107,21 @@ def points_boxes(
         str, typer.Option(help="Numbers of clicks to report, with commas; empty for none.")
     ] = "1,2,3,5,9",
     boxes: Annotated[str, typer.Option(help="Kinds of boxes: truth, noisy; empty for none.")] = "truth,noisy",
-    detections: Annotated[Path | None, typer.Option(help="A detector's boxes: COCO JSON, CSV or YOLO files.")] = None,
+    detections: Annotated[Path | None, typer.Option(help="A detector's boxes: COCO results, CSV, YOLO files.")] = None,
     format: Format = "auto",
     split: Split = None,
 ) -> None:
     """IoU of masks after simulated clicks and for boxes, number of clicks, calibration of the predicted IoU."""
     from dataclasses import replace
 
-    from segment_anything.detectors import BoxFile
-    from segment_anything.evaluation.data import open_images
+    from segment_anything.evaluation.data import open_boxes, open_images
     from segment_anything.evaluation.pictures import draw_points_boxes
     from segment_anything.evaluation.points_boxes import PointsBoxes
 
     chosen = replace(options, clicks=numbers(clicks), boxes=words(boxes))
     items = open_images(data, format, split)
-    protocol = PointsBoxes(model.load(), chosen, None if detections is None else BoxFile(detections))
+    found = None if detections is None else open_boxes(detections, data, items)
+    protocol = PointsBoxes(model.load(), chosen, found)
     measure(protocol, items, run, protocol.sam, short_name(data), options.seed, draw_points_boxes)
 
 

@@ -73,7 +73,8 @@ class BoxFile:
         """
         self.path = Path(path)
         names = None if class_names is None else read_names(class_names)
-        self.boxes, self._lists_every_image = _read(self.path, names)
+        self.boxes, self.lists_every_image = _read(self.path, names)
+        """Whether images without a box are listed too: a COCO data set does, a list of results does not."""
         labels = {d.label for image in self.boxes.values() for d in image.detections}
         declared = next(iter(self.boxes.values())).class_names if self.boxes else ()
         self.class_names = declared or tuple(sorted(labels))
@@ -100,7 +101,7 @@ class BoxFile:
                 raise ValueError(f"{key!r} may be any of {matches[:5]} of {self.path}; give its path as written there.")
             if matches:
                 return self.boxes[matches[0]]
-        if not self._lists_every_image:
+        if not self.lists_every_image:
             return ImageBoxes(())  # such files are silent on images without a box
         near = difflib.get_close_matches(key, self.boxes, n=3) or list(self.boxes)[:3]
         raise ValueError(f"{self.path} does not list the image {key!r}. Near names: {', '.join(map(repr, near))}.")
