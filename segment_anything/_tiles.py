@@ -18,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
+from segment_anything._side_by_side import side_by_side
 from segment_anything.geometry import ImageGeometry
 
 TILE_HW = (32, 64)
 """Rows and columns of a tile. A row of bits is one 64-bit word."""
 TILES_AT_ONCE = 256
 """Tiles computed together: 2 MiB of float32, so that their thresholds are counted while they are in the cache."""
+PIXELS_FOR_THREADS = 2**21
+"""Masks of more pixels are drawn by several threads."""
 MARGIN = 1e-5
 """Logits this close to a threshold, as a share of their size, are computed rather than judged by their neighbours."""
 
@@ -139,7 +142,9 @@ def _reduced(values: Floats, axis: Axis, reduce: Any) -> Floats:
     """(n, L, c) -> (n, tiles, c): least or greatest of the logits that each tile is made from."""
     by_logit = np.ascontiguousarray(values.swapaxes(0, 1))  # one reduction along the first axis is many lanes wide
     if axis.reach < len(axis.first):  # all tiles at once, logit by logit; else tile by tile
-        return np.ascontiguousarray(reduce([by_logit[axis.first + i] for i in range(axis.reach)], axis=0).swapaxes(0, 1))
+        return np.ascontiguousarray(
+            reduce([by_logit[axis.first + i] for i in range(axis.reach)], axis=0).swapaxes(0, 1)
+        )
     return np.stack([reduce(by_logit[start : start + axis.reach], axis=0) for start in axis.first], axis=1)
 
 
@@ -182,7 +187,9 @@ def measure_tiles(logits: Floats, grid: TileGrid, threshold: float, offset: floa
     return MeasuredTiles(totals[0], totals[1], totals[2], kinds, np.concatenate(kept))
 
 
-def full_size_masks(logits: Floats, geometry: ImageGeometry, threshold: float) -> npt.NDArray[np.bool_]:
+def full_size_masks(
+    logits: Floats, geometry: ImageGeometry, threshold: float, threads: int = 1
+) -> npt.NDArray[np.bool_]:
     """Masks (n, H, W) in original pixels of low-resolution logits (n, L, L)."""
     grid = TileGrid.of(geometry, logits.shape[-1])
     least, greatest = grid.extremes(logits)
@@ -190,10 +197,16 @@ def full_size_masks(logits: Floats, geometry: ImageGeometry, threshold: float) -
     full = least - margin > threshold
     mixed = np.nonzero(~(full | (greatest + margin <= threshold)))
     masks = np.zeros((len(logits), *geometry.original_size_hw), dtype=np.bool_)
-    _paint(masks, np.nonzero(full), np.broadcast_to(np.True_, (1, *TILE_HW)))
-    for start in range(0, len(mixed[0]), TILES_AT_ONCE):
-        at = tuple(index[start : start + TILES_AT_ONCE] for index in mixed)
-        _paint(masks, at, grid.values(logits, *at) > threshold)
+
+    def draw(part: slice | None) -> None:
+        if part is None:
+            _paint(masks, np.nonzero(full), np.broadcast_to(np.True_, (1, *TILE_HW)))
+        else:
+            at = mixed[0][part], mixed[1][part], mixed[2][part]
+            _paint(masks, at, grid.values(logits, *at) > threshold)
+
+    parts = [slice(start, start + TILES_AT_ONCE) for start in range(0, len(mixed[0]), TILES_AT_ONCE)]
+    side_by_side(draw, [None, *parts], threads if masks.size > PIXELS_FOR_THREADS else 1)
     return masks
 
 

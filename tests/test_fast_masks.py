@@ -12,10 +12,12 @@ from segment_anything._amg_fast import PackedMask, measure_tiled
 from segment_anything._amg_filters import filter_proposals, measure_plain
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_values import Candidates, Proposals
-from segment_anything._tiles import TileGrid, _make_axis
+from segment_anything._side_by_side import side_by_side
+from segment_anything._tiles import PIXELS_FOR_THREADS, TileGrid, _make_axis, full_size_masks
 from segment_anything.geometry import ImageGeometry
 from segment_anything.masks import decode_rle, mask_to_box, rle_area
 from segment_anything.modeling import Decoded
+from segment_anything.modeling.decoded import upscale_masks
 
 KEEP_ALL = AutomaticMaskOptions(pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1, crop_nms_thresh=1)
 
@@ -219,3 +221,17 @@ def test_decoded_masks_are_the_logits_above_the_threshold(size: tuple[int, int, 
         assert masks.dtype == torch.bool
         assert torch.equal(masks, decoded.logits() > threshold)
     assert Decoded(logits[:0], torch.zeros(0, 2), decoded.geometry).masks().shape == (0, 2, height, width)
+
+
+def test_several_threads_draw_the_masks_that_one_draws() -> None:
+    geometry = ImageGeometry((1070, 1010), 256)
+    logits = blobs(3, 64)
+    masks = full_size_masks(logits.numpy(), geometry, 0.0, threads=3)
+    assert masks.size > PIXELS_FOR_THREADS
+    np.testing.assert_array_equal(masks, upscale_masks(logits[None], geometry)[0].numpy() > 0)
+
+
+def test_work_side_by_side_keeps_its_order_and_raises_its_errors() -> None:
+    assert side_by_side(lambda item: item * item, range(20), threads=3) == [item * item for item in range(20)]
+    with pytest.raises(ZeroDivisionError, match="division"):
+        side_by_side(lambda item: 1 // item, [1, 0, 1], threads=2)

@@ -18,7 +18,8 @@ from segment_anything.modeling.prepared_decoder import (
     most_prompt_tokens,
     same_everywhere,
 )
-from segment_anything.modeling.prepared_images import PreparedImages, tensor_states
+from segment_anything.modeling.prepared_images import PreparedImages
+from segment_anything.modeling.weights_watch import tensor_states
 from segment_anything.prompts import Prompt, Prompts
 
 SAM_LIKE = {"width": 32, "heads": 2, "act": nn.GELU}

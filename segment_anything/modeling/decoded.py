@@ -35,7 +35,8 @@ class Decoded:
         logits = self.low_res_logits
         if logits.device.type != "cpu" or logits.numel() == 0:
             return self.logits() > threshold
-        masks = full_size_masks(logits.detach().float().flatten(0, 1).numpy(), self.geometry, threshold)
+        flat = logits.detach().float().flatten(0, 1).numpy()
+        masks = full_size_masks(flat, self.geometry, threshold, torch.get_num_threads())
         return torch.from_numpy(masks).view(*logits.shape[:2], *masks.shape[1:])
 
     def best(self) -> "Decoded":

@@ -2,11 +2,13 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from segment_anything.modeling.prepared_decoder import PreparedDecoder
+from segment_anything.modeling.weights_watch import WeightsWatch, tensor_states
 
 
 class PreparedImages:
@@ -16,17 +18,25 @@ class PreparedImages:
         """Args: capacity: images kept; each takes about four times the memory of its embedding."""
         self._capacity = capacity
         self._kept: list[tuple[weakref.ref[torch.Tensor], object, PreparedDecoder]] = []
+        self._watch: WeightsWatch | None = None
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["PreparedImages"], tuple[int]]:
         return PreparedImages, (self._capacity,)
+
+    def weights(self, *modules: nn.Module) -> WeightsWatch:
+        """The same object for as long as the modules and their weights stay what they are; a state for `get`."""
+        with self._lock:
+            if self._watch is None or self._watch.modules != modules or not self._watch.unchanged():
+                self._watch = WeightsWatch(*modules)
+            return self._watch
 
     def get(self, features: torch.Tensor, state: object, prepare: Callable[[], PreparedDecoder]) -> PreparedDecoder:
         """The decoder prepared for an embedding before, or a new one.
 
         Args:
             features: the embedding; the entry goes when it does.
-            state: compared by value: whatever else the prepared decoder was made from (`tensor_states`).
+            state: compared by value: whatever else the prepared decoder was made from (`weights`).
             prepare: makes a new one.
         """
         key = (tensor_states([features]), state)
@@ -39,8 +49,3 @@ class PreparedImages:
             others = [entry for entry in self._kept if entry[0]() is not None and entry[0]() is not features]
             self._kept = [(weakref.ref(features), key, prepared), *others][: self._capacity]
         return prepared
-
-
-def tensor_states(tensors: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    """Changes when a tensor is written to or replaced. (Inference tensors keep no count of writes.)"""
-    return tuple((tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)

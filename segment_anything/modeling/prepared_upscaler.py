@@ -48,7 +48,7 @@ class Upscaler:
             x = linear(part, *self.first).view(len(part) * 4, -1)
             x = self.act1(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps))
             x = linear(x, *self.second, self.act2).view(len(part) * 16, -1)
-            masks = (kernels.to(dtype) @ x.T.to(dtype)).view(
+            masks = linear(kernels.to(dtype), x.to(dtype), None).view(
                 count, -1, width, 2, 2, 2, 2
             )  # K y x, child y x, grandchild y x
             pairs[:, row : row + self.rows] = _as_pairs(masks).permute(0, 1, 3, 5, 2, 4, 6)

@@ -15,7 +15,7 @@ from segment_anything.modeling.prepared_decoder import (
     most_prompt_tokens,
     same_everywhere,
 )
-from segment_anything.modeling.prepared_images import PreparedImages, tensor_states
+from segment_anything.modeling.prepared_images import PreparedImages
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer, can_mix, draw
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
 
@@ -110,6 +110,5 @@ def _prepared(
         mixer = PreparedMixer(encoder, image, everywhere) if draws else None  # type: ignore[arg-type]
         return PreparedDecoder(decoder, image, encoder.get_dense_pe(), everywhere, mixer)
 
-    used = [*decoder.parameters(), *encoder.parameters(), encoder.pe_layer.positional_encoding_gaussian_matrix]
-    state = tensor_states(used), None if everywhere is None else tuple(everywhere.tolist())
+    state = kept.weights(encoder, decoder), None if everywhere is None else tuple(everywhere.tolist())
     return kept.get(features, state, prepare)

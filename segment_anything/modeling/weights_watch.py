@@ -1,10 +1,10 @@
 """Notices that a network's weights, or the modules it is made of, are no longer what they were."""
 
+from collections.abc import Iterable
 from itertools import chain
 
+import torch
 from torch import nn
-
-from segment_anything.modeling.prepared_images import tensor_states
 
 
 class WeightsWatch:
@@ -42,3 +42,8 @@ class WeightsWatch:
     def has_hooks(self) -> bool:
         """Whether somebody watches or changes what goes in or out of a module."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self._inside)
+
+
+def tensor_states(tensors: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
+    """Changes when a tensor is written to or replaced. (Inference tensors keep no count of writes.)"""
+    return tuple((tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in tensors)
