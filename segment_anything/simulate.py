@@ -114,8 +114,8 @@ def farthest_point(region: BoolMask, clicked: Sequence[tuple[int, int]] = ()) ->
     distance = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
     for x, y in clicked:
         distance[y, x] = 0
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return (int(x), int(y)), float(distance[y, x])
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    return (int(column), int(row)), float(distance[row, column])
 
 
 def next_click_farthest(

@@ -128,6 +128,7 @@ def test_class_names_are_asked_for_as_phrases(tmp_path: Path, save: Any) -> None
     assert (report["values"]["images"], report["values"]["phrases"]) == (1, 1)
     assert 0 <= report["values"]["hit_rate"] <= report["values"]["hit_rate_any"] <= 1
     assert report["settings"]["text_model"] == "by"
+    assert report["values"]["phrase_ms"] > 0
     assert {"text.json", "text.md", "text-hits.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
@@ -156,6 +157,8 @@ def test_instance_measures_the_boxes_of_a_detector(tmp_path: Path) -> None:
     values = json.loads(result.stdout)["values"]
     assert (values["images"], values["detections"]) == (2, 1)
     assert 0 <= values["ap"] <= 1
+    assert values["encode_ms"] > 0
+    assert values["decode_ms"] > 0
 
 
 def test_proposals_are_measured(tmp_path: Path) -> None:
@@ -166,12 +169,14 @@ def test_proposals_are_measured(tmp_path: Path) -> None:
     assert report["values"]["objects"] == 2
     assert 0 <= report["values"]["ar@10"] <= report["values"]["ar@1000"] <= 1
     assert report["settings"]["points_per_side"] == 2
+    assert report["values"]["generate_ms"] > 0
 
 
 def test_edges_are_measured_and_plotted(tmp_path: Path) -> None:
     call = ["edges", bsds(tmp_path / "data"), "--points-per-side", "2", "--thresholds", "3", "--out", tmp_path / "out"]
     values = json.loads(evaluate(*call, *RANDOM, "--json").stdout)["values"]
     assert {"ods", "ois", "ap", "r50"} <= values.keys()
+    assert values["map_ms"] > 0
     assert (tmp_path / "out/edges-precision-recall.png").is_file()
 
 
@@ -183,6 +188,7 @@ def test_edge_maps_are_scored_without_a_model(tmp_path: Path) -> None:
     Image.fromarray(edges).save(tmp_path / "maps/1.png")
     report = json.loads(evaluate("edges", data, "--maps", tmp_path / "maps", "--thresholds", "3", "--json").stdout)
     assert report["values"]["ods"] == 1
+    assert "map_ms" not in report["values"]  # nothing was made
     assert report["provenance"]["model"] == "none"
 
 
@@ -198,12 +204,40 @@ def test_bars_are_printed_for_the_sets_that_are_there(tmp_path: Path) -> None:
     assert report["origin"]["weights"]
 
 
+def test_bars_leave_a_report_of_each_set_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    data_set(tmp_path / "data/coco_nc", count=3)
+    data_set(tmp_path / "data/feral_cats", count=1)
+    out = tmp_path / "out"
+    call = ["bars", "--data", tmp_path / "data", *RANDOM, "--out", out]
+    part = evaluate(*call, "--shard", "1/2")
+    assert "coco_nc: 2 images are still to come from other shards" in part.output
+    assert "2 images are still to come" in (out / "bars.md").read_text()
+    assert not (out / "coco_nc/points-boxes-worst.png").exists()
+    evaluate(*call, "--shard", "0/2")
+    rows = {file: file.read_bytes() for file in out.glob("*/rows-*.jsonl")}
+    report = json.loads(evaluate(*call, "--json").stdout)
+    assert {file: file.read_bytes() for file in rows} == rows  # nothing was measured again
+    assert report["values"]["coco_nc"]["images"] == 3
+    assert json.loads((out / "bars.json").read_text())["bars"] == report["bars"]
+    text = (out / "bars.md").read_text()
+    assert "still to come" not in text
+    assert f"| coco_nc, box, mIoU | {report['values']['coco_nc']['box_truth_miou']:.3f} | 0.70 | 0.75 |" in text
+    assert f"| commit | {report['origin']['commit']} |" in text
+    assert {"points-boxes.md", "points-boxes-clicks.png", "points-boxes-worst.png"} <= {
+        file.name for file in (out / "coco_nc").iterdir()
+    }
+
+
 def test_a_damaged_set_does_not_cost_the_figures_of_the_others(tmp_path: Path) -> None:
     data_set(tmp_path / "coco_nc", count=1)
     (data_set(tmp_path / "feral_cats", count=1) / "images/1.png").write_bytes(b"damaged")
     result = evaluate("bars", "--data", tmp_path, *RANDOM)
     assert "skipped: feral_cats: 1 of 1 samples cannot be used" in result.stderr
     assert "not measured" in result.output
+    (tmp_path / "feral_cats/annotations.json").write_text("{")
+    again = evaluate("bars", "--data", tmp_path, *RANDOM, "--json")
+    assert "skipped: feral_cats: " in again.stderr
+    assert "objects" in json.loads(again.stdout)["values"]["coco_nc"]
 
 
 def test_bars_without_any_set_are_one_clear_line(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def test_error_of_the_predicted_iou_is_over_boxes_and_clicks(tmp_path: Path) -> 
     # boxes: predicted 0.6, true 1; first click: predicted 0.9, true 0.5
     assert values["predicted_iou_mae"] == pytest.approx(0.4, abs=1e-6)
     assert values["predicted_iou_bias"] == pytest.approx(0.0, abs=1e-6)
+    more = measured(tmp_path, PointsBoxesOptions(clicks=(1, 2), boxes=("truth",), noc_limit=0))
+    assert more["predicted_iou_mae_box_truth"] == more["predicted_iou_mae_click1"] == pytest.approx(0.4, abs=1e-6)
+    assert more["predicted_iou_mae_click2"] == pytest.approx(0.05, abs=1e-6)  # predicted 0.95, true 1
+    assert more["predicted_iou_mae"] == pytest.approx((0.4 + 0.4 + 0.05) / 3, abs=1e-6)
 
 
 def test_small_objects_are_left_out_on_request(tmp_path: Path) -> None:

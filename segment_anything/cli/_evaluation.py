@@ -42,34 +42,29 @@ def measure(
     draw: Callable[..., list[Path]] | None = None,
 ) -> None:
     """Run a protocol, print its figures, and write its report."""
-    from segment_anything.evaluation.report import Report, number, provenance
+    from segment_anything.evaluation.report import number
+    from segment_anything.evaluation.reported import run_reported
     from segment_anything.evaluation.runs import Shard
-    from segment_anything.evaluation.runs import run as run_protocol
 
-    chosen = items[: run.limit]
-    done = run_protocol(protocol, chosen, folder=run.out, data=data, shard=Shard.parse(run.shard), track=progress_bar())
-    origin = origin_of(provenance, sam, data, seed)
-    values = dict(protocol.values(done.rows))
-    report = Report(protocol.name, values, origin, dict(protocol.settings()), done.skipped, done.total)
+    result = run_reported(
+        protocol,
+        items[: run.limit],
+        sam=sam,
+        data=data,
+        seed=seed,
+        out=run.out,
+        shard=Shard.parse(run.shard),
+        track=progress_bar(),
+        draw=draw,
+    )
+    report, done = result.report, result.progress
     warn(done.skipped)
-    if run.out is not None:
-        report.write(run.out)
-        if draw is not None and done.complete:
-            draw(protocol, done.rows, chosen, run.out)
     if run.json:
         print(report.json())
         return
-    print_figures((protocol.name, "value"), [(name, number(value)) for name, value in values.items()])
+    print_figures((protocol.name, "value"), [(name, number(value)) for name, value in report.values.items()])
     if not done.complete:
         print(f"{len(done.rows) + len(done.skipped)} of {done.total} images: other shards are still to come.")
-
-
-def origin_of(make: Callable[..., Any], sam: Sam | None, data: str, seed: int) -> Any:
-    if sam is None:
-        return make(model="none", weights="none", data=data, seed=seed)
-    from segment_anything.evaluation.interact import weights_of
-
-    return make(model=sam.name, weights=weights_of(sam), data=data, seed=seed, device=sam.device)
 
 
 def short_name(data: Path) -> str:

@@ -6,7 +6,6 @@ segment-anything evaluate points-boxes coco/annotations.json --model vit_b --out
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,6 @@ from segment_anything.cli._evaluation import (
     RunOptions,
     measure,
     numbers,
-    origin_of,
     print_figures,
     progress_bar,
     short_name,
@@ -28,6 +26,7 @@ from segment_anything.cli._evaluation import (
 from segment_anything.cli._model import ModelOptions
 from segment_anything.cli._options import Panel, expand_dataclasses
 from segment_anything.evaluation.options import (
+    ClickMasks,
     EdgeMapOptions,
     EdgeOptions,
     InstanceOptions,
@@ -54,21 +53,21 @@ Split = Annotated[str | None, typer.Option("--split", help="train, valid or test
 def bars(
     data: Annotated[Path, typer.Option("--data", help="Folder with coco_nc, feral_cats, dsb2018 and bsds500.")],
     model: Annotated[ModelOptions, Panel("Model")],
+    run: Annotated[RunOptions, Panel("Run")],
     only: Annotated[list[str] | None, typer.Option("--only", metavar="SET", help="This data set only; repeat.")] = None,
-    click_masks: Annotated[str, typer.Option(help="Masks asked for after a click: three or paper.")] = "three",
+    click_masks: Annotated[ClickMasks, typer.Option(help="Masks asked for after a click, see points-boxes.")] = "three",
     edge_images: Annotated[int, typer.Option(help="Photographs of BSDS500, evenly spaced; 200 is all.")] = 20,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images of each set.")] = None,
     max_objects: Annotated[int | None, typer.Option(help="Of each image only this many, drawn at random.")] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Measure what the bundled model must reach, and print it beside the bars.
 
     Objects of 400 pixels and more. Boxes: the single mask. Clicks: three masks; the best of them (oracle), or the one
     with the highest predicted IoU (top 1), which the next click corrects.
     """
-    from segment_anything.evaluation.bars import DATA, bar_rows, measure_bars
-    from segment_anything.evaluation.report import provenance
+    from segment_anything.evaluation.bars import DATA, bars_report, measure_bars
+    from segment_anything.evaluation.reported import provenance_of
+    from segment_anything.evaluation.runs import Shard
 
     sam = model.load()
     measured = []
@@ -77,22 +76,26 @@ def bars(
         data,
         data=only or DATA,
         edge_images=edge_images,
-        limit=limit,
+        limit=run.limit,
         max_objects=max_objects,
         seed=seed,
         click_masks=click_masks,
+        out=run.out,
+        shard=Shard.parse(run.shard),
         track=progress_bar(),
     ):
         measured.append(one)
         warn(one.skipped)
-    rows = bar_rows(measured)
-    origin = origin_of(provenance, sam, str(data), seed)
-    if as_json:
-        names = ("title", "value", "bar", "goal", "verdict")
-        plain = [dict(zip(names, row, strict=True)) for row in rows]
-        print(json.dumps({"bars": plain, "values": {o.data: o.values for o in measured}, "origin": asdict(origin)}))
+    report = bars_report(measured, provenance_of(sam, short_name(data), seed))
+    if run.out is not None:
+        report.write(run.out)
+    if run.json:
+        print(report.json())
         return
-    print_figures(("figure", "value", "bar", "goal", ""), rows)
+    print_figures(("figure", "value", "bar", "goal", ""), report.rows)
+    for line in report.incomplete:
+        print(line)
+    origin = report.origin
     print(f"{origin.model}, weights {origin.weights}, commit {origin.commit}, seed {origin.seed}, {origin.date}")
 
 
@@ -149,7 +152,7 @@ def instance(
         protocol.sam,
         f"{short_name(truth)}, {short_name(detections)}",
         0,
-        lambda p, rows, _, out: draw_instance(p, rows, out),
+        draw_instance,
     )
 
 
@@ -185,7 +188,7 @@ def proposals(
     full = asdict(AutomaticMaskOptions(**settings))
     generator: Any = SamAutomaticMaskGenerator(sam, **full)
     protocol = Proposals(generator.generate, {**full, "weights": weights_of(sam)})
-    measure(protocol, items, run, sam, short_name(data), 0, lambda p, rows, _, out: draw_proposals(p, rows, out))
+    measure(protocol, items, run, sam, short_name(data), 0, draw_proposals)
 
 
 @app.command()
@@ -207,7 +210,7 @@ def edges(
     items = open_bsds(data, split)
     sam = None if maps else model.load()
     protocol = Edges.of_folder(maps, options) if maps else Edges.of_model(sam, options, maps_options)  # type: ignore[arg-type]
-    measure(protocol, items, run, sam, short_name(data), 0, lambda p, rows, _, out: draw_edges(p, rows, out))
+    measure(protocol, items, run, sam, short_name(data), 0, draw_edges)
 
 
 @app.command()
@@ -249,5 +252,5 @@ def text(
         sam,
         short_name(data),
         options.seed,
-        lambda p, rows, _, out: draw_text(p, rows, out),
+        draw_text,
     )

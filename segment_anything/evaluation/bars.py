@@ -4,8 +4,9 @@ Boxes are scored by the single mask; clicks by the best of three masks ("oracle"
 predicted IoU ("top 1"), as `points_boxes.py` says. Objects smaller than `MIN_AREA_PX` original pixels are left out.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from segment_anything.datasets import open_dataset
 from segment_anything.evaluation.bsds import open_bsds
 from segment_anything.evaluation.data import images_of
 from segment_anything.evaluation.edges import Edges
-from segment_anything.evaluation.options import EdgeOptions, PointsBoxesOptions
+from segment_anything.evaluation.options import ClickMasks, EdgeOptions, PointsBoxesOptions
+from segment_anything.evaluation.pictures import draw_edges, draw_points_boxes
 from segment_anything.evaluation.points_boxes import PointsBoxes
-from segment_anything.evaluation.runs import run
+from segment_anything.evaluation.report import Provenance, table
+from segment_anything.evaluation.reported import Draw, Track, run_reported
+from segment_anything.evaluation.runs import Shard
 from segment_anything.modeling import Sam
 
 MIN_AREA_PX = 400
@@ -23,8 +27,6 @@ EDGE_IMAGES = 20
 """Photographs of BSDS500, evenly spaced in its test split, unless more are asked for."""
 EDGE_THRESHOLDS = 19
 """Enough for the best F-measure to two digits; the full protocol has 99."""
-
-Track = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class DataValues:
     data: str
     values: dict[str, float]
     skipped: tuple[str, ...] = ()
+    missing: int = 0
+    """Images that other shards have still to measure."""
 
 
 def measure_bars(
@@ -77,7 +81,9 @@ def measure_bars(
     limit: int | None = None,
     max_objects: int | None = None,
     seed: int = 0,
-    click_masks: Any = "three",
+    click_masks: ClickMasks = "three",
+    out: Path | None = None,
+    shard: Shard | None = None,
     track: Track = lambda items: items,
 ) -> Iterator[DataValues]:
     """Measure every data set that is there, one after the other.
@@ -91,6 +97,8 @@ def measure_bars(
         max_objects: of each image only this many, drawn at random, for a quick look.
         seed: of all that is drawn at random.
         click_masks: see `PointsBoxesOptions`.
+        out: each set leaves its rows and its report in a folder of its own there, and goes on where it stopped.
+        shard: the part of the images to measure here.
         track: wraps each loop, for a progress bar.
 
     Raises:
@@ -104,30 +112,45 @@ def measure_bars(
         raise ValueError(f"{folder}: none of the folders {', '.join(data)} is there")
     for name in present:
         path = Path(folder) / name
-        if name == "bsds500":
-            protocol: Any = Edges.of_model(sam, EdgeOptions(thresholds=EDGE_THRESHOLDS))
-            items: Sequence[Any] = _spread(open_bsds(path), edge_images)
-        else:
-            clicks = (1, 2, 3, 5) if name == "coco_nc" else (1,)
-            protocol = PointsBoxes(
-                sam,
-                PointsBoxesOptions(
-                    clicks=clicks,
-                    boxes=("truth",),
-                    click_masks=click_masks,
-                    noc_limit=0,
-                    min_area_px=MIN_AREA_PX,
-                    max_objects=max_objects,
-                    seed=seed,
-                ),
-            )
-            items = images_of(open_dataset(path))
         try:
-            done = run(protocol, items[:limit], track=track)
+            protocol, items, draw = _protocol(sam, path, edge_images, max_objects, seed, click_masks)
+            home = None if out is None else out / name
+            result = run_reported(
+                protocol,
+                items[:limit],
+                sam=sam,
+                data=name,
+                seed=seed,
+                out=home,
+                shard=shard,
+                track=track,
+                draw=draw,
+            )
         except ValueError as error:  # one damaged data set must not cost the figures of the others
             yield DataValues(name, {}, (f"{name}: {error}",))
         else:
-            yield DataValues(name, dict(protocol.values(done.rows)), done.skipped)
+            done = result.progress
+            missing = done.total - len(done.rows) - len(done.skipped)
+            yield DataValues(name, dict(result.report.values), done.skipped, missing)
+
+
+def _protocol(
+    sam: Sam, path: Path, edge_images: int, max_objects: int | None, seed: int, click_masks: ClickMasks
+) -> tuple[Any, Sequence[Any], Draw]:
+    """How one data set is measured, its images, and the pictures of its report."""
+    if path.name == "bsds500":
+        edges = Edges.of_model(sam, EdgeOptions(thresholds=EDGE_THRESHOLDS))
+        return edges, _spread(open_bsds(path), edge_images), draw_edges
+    options = PointsBoxesOptions(
+        clicks=(1, 2, 3, 5) if path.name == "coco_nc" else (1,),
+        boxes=("truth",),
+        click_masks=click_masks,
+        noc_limit=0,
+        min_area_px=MIN_AREA_PX,
+        max_objects=max_objects,
+        seed=seed,
+    )
+    return PointsBoxes(sam, options), images_of(open_dataset(path)), draw_points_boxes
 
 
 def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
@@ -137,7 +160,10 @@ def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
     return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
-def bar_rows(measured: Sequence[DataValues]) -> list[tuple[str, str, str, str, str]]:
+BarRow = tuple[str, str, str, str, str]
+
+
+def bar_rows(measured: Sequence[DataValues]) -> list[BarRow]:
     """(figure, value, bar, goal, verdict) of every bar; a dash where the data set was not measured."""
     values = {one.data: one.values for one in measured}
     rows = []
@@ -150,3 +176,54 @@ def bar_rows(measured: Sequence[DataValues]) -> list[tuple[str, str, str, str, s
             verdict = "goal" if bar.reached(value, bar.goal) else "bar" if bar.reached(value, bar.bar) else "missed"
         rows.append((bar.title, text, f"{bar.bar:.2f}", f"{bar.goal:.2f}", verdict))
     return rows
+
+
+@dataclass(frozen=True)
+class BarsReport:
+    """The table of the bars, all figures behind it, and where they come from."""
+
+    rows: tuple[BarRow, ...]
+    values: dict[str, dict[str, float]]
+    """Of each data set."""
+    incomplete: tuple[str, ...]
+    """One line for each data set of which images are still missing."""
+    skipped: tuple[str, ...]
+    origin: Provenance
+
+    def json(self) -> str:
+        """All of it."""
+        names = ("title", "value", "bar", "goal", "verdict")
+        plain = asdict(self) | {"bars": [dict(zip(names, row, strict=True)) for row in self.rows]}
+        del plain["rows"]
+        return json.dumps(plain, indent=2)
+
+    def markdown(self) -> str:
+        """A title, the table, and the origin."""
+        lines = [
+            f"# bars: {self.origin.model} on {self.origin.data}",
+            "",
+            *table(("figure", "value", "bar", "goal", "verdict"), self.rows),
+        ]
+        for note in (*self.incomplete, *self.skipped):
+            lines += ["", f"- {note}"]
+        origin = [(name, str(value)) for name, value in asdict(self.origin).items()]
+        return "\n".join([*lines, "", *table(("origin", ""), origin)]) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write `bars.json` and `bars.md` into a folder, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "bars.json").write_text(self.json(), encoding="utf-8")
+        (folder / "bars.md").write_text(self.markdown(), encoding="utf-8")
+
+
+def bars_report(measured: Sequence[DataValues], origin: Provenance) -> BarsReport:
+    """The report on the data sets that were measured."""
+    return BarsReport(
+        tuple(bar_rows(measured)),
+        {one.data: one.values for one in measured},
+        tuple(
+            f"{one.data}: {one.missing} images are still to come from other shards" for one in measured if one.missing
+        ),
+        tuple(line for one in measured for line in one.skipped),
+        origin,
+    )

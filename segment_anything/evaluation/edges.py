@@ -6,6 +6,7 @@ The maps come from the model (`edge_maps.py`) or, of any other edge detector, fr
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from segment_anything.evaluation.edge_scores import (
 )
 from segment_anything.evaluation.interact import weights_of
 from segment_anything.evaluation.options import EdgeMapOptions, EdgeOptions
-from segment_anything.evaluation.runs import Row, Value
+from segment_anything.evaluation.runs import Row, Value, median_times
 from segment_anything.modeling import Sam
 
 Floats = NDArray[np.float64]
@@ -71,12 +72,15 @@ class Edges:
         return {**asdict(self.options), **self.origin}
 
     def measure(self, item: BsdsImage) -> Row:
-        """Counts of matched pixels at every threshold."""
+        """Counts of matched pixels at every threshold, and the time that the map took."""
         image, truth = item.read()
+        started = perf_counter()
         edges = self.source(item, image)
+        seconds = perf_counter() - started
         levels = default_thresholds(self.options.thresholds)
         counts = count_soft_edges(edges, truth.boundaries, levels, self.options.tolerance)
-        return {name: values.tolist() for name, values in asdict(counts).items()}
+        row: Row = {name: values.tolist() for name, values in asdict(counts).items()}
+        return {**row, "map_ms": seconds * 1e3} if "weights" in self.origin else row
 
     def values(self, rows: Sequence[Row]) -> Iterator[Value]:
         """The benchmark's figures."""
@@ -84,6 +88,7 @@ class Edges:
         if rows:
             scores = score_edges(counts_of(rows), default_thresholds(self.options.thresholds))
             yield from asdict(scores).items()
+            yield from median_times(rows, "map_ms")
 
 
 def counts_of(rows: Sequence[Row]) -> list[EdgeCounts]:

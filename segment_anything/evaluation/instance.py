@@ -19,7 +19,7 @@ from segment_anything.datasets.objects import check_size
 from segment_anything.evaluation.detected import DetectedImage, DetectedSet, Entry
 from segment_anything.evaluation.interact import Encoded, usable_boxes, weights_of
 from segment_anything.evaluation.options import InstanceOptions
-from segment_anything.evaluation.runs import Row, Value
+from segment_anything.evaluation.runs import Row, Value, median_times
 from segment_anything.images import ImageReadError, read_image
 from segment_anything.masks import encode_rles, rle_to_coco
 from segment_anything.modeling import Sam
@@ -77,10 +77,7 @@ class Instance:
         truth, results = self.measured(rows)
         yield "detections", len(results)
         yield from average_precision(truth, results, lvis=self.data.lvis).items()
-        for key in ("encode_ms", "decode_ms"):
-            times = [row[key] for row in rows if key in row]
-            if times:
-                yield key, float(np.median(times))
+        yield from median_times(rows, "encode_ms", "decode_ms")
 
     def measured(self, rows: Sequence[Row]) -> tuple[Entry, list[Entry]]:
         """Ground truth and COCO results of the images that have rows."""

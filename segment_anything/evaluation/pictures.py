@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def _around(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(max(0, y0 - down), y1 + down), slice(max(0, x0 - across), x1 + across)
 
 
-def draw_edges(protocol: Edges, rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_edges(protocol: Edges, rows: Sequence[Row], items: Sequence[Any], folder: Path) -> list[Path]:
     """Precision over recall of all images together, the best F-measure marked."""
     if not rows:
         return []
@@ -101,7 +102,7 @@ def draw_edges(protocol: Edges, rows: Sequence[Row], folder: Path) -> list[Path]
     return [plot_precision_recall({"edges": (recall[shown], precision[shown])}, file, best)]
 
 
-def draw_instance(protocol: Instance, rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_instance(protocol: Instance, rows: Sequence[Row], items: Sequence[Any], folder: Path) -> list[Path]:
     """Precision over recall, mean over the categories, at two overlaps."""
     truth, results = protocol.measured(rows)
     curves = precision_over_recall(truth, results, lvis=protocol.data.lvis)
@@ -112,7 +113,7 @@ def draw_instance(protocol: Instance, rows: Sequence[Row], folder: Path) -> list
     return [plot_precision_recall({name: (recall, values) for name, values in curves.items()}, file)]
 
 
-def draw_proposals(protocol: Proposals, rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_proposals(protocol: Proposals, rows: Sequence[Row], items: Sequence[Any], folder: Path) -> list[Path]:
     """Recall by overlap, for each number of proposals."""
     total = sum(row["truths"]["all"] for row in rows)
     if not total:
@@ -124,7 +125,7 @@ def draw_proposals(protocol: Proposals, rows: Sequence[Row], folder: Path) -> li
     return [plot_hits(curves, np.asarray(COCO_THRESHOLDS), folder / f"{protocol.name}-recall.png")]
 
 
-def draw_text(protocol: TextToMask, rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_text(protocol: TextToMask, rows: Sequence[Row], items: Sequence[Any], folder: Path) -> list[Path]:
     """Hit rate by overlap, of the first mask for a phrase and of any."""
     answers = [answer for row in rows for answer in row["answers"] if answer["present"]]
     if not answers:

@@ -24,7 +24,7 @@ from segment_anything.evaluation.data import Image
 from segment_anything.evaluation.interact import Encoded, boxes_to_masks, click_through, weights_of
 from segment_anything.evaluation.metrics import AREA_RANGES, Bool, calibration, clicks_needed
 from segment_anything.evaluation.options import PointsBoxesOptions
-from segment_anything.evaluation.runs import Row, Value
+from segment_anything.evaluation.runs import Row, Value, median_times
 from segment_anything.masks import box_iou
 from segment_anything.modeling import Sam
 from segment_anything.simulate import mask_boxes, noisy_boxes
@@ -118,8 +118,19 @@ class PointsBoxes:
             yield "predicted_iou_mae", trust.mean_absolute_error
             yield "predicted_iou_ece", trust.expected_calibration_error
             yield "predicted_iou_bias", trust.bias
-        yield "encode_ms", float(np.median([row["encode_ms"] for row in used]))
-        yield "decode_ms", float(np.median([row["decode_ms"] for row in used]))
+            yield from self._errors_of_prompts(used)
+        yield from median_times(used, "encode_ms", "decode_ms")
+
+    def _errors_of_prompts(self, rows: Sequence[Row]) -> Iterator[Value]:
+        """The mean absolute error of the predicted IoU again, apart for boxes and for each number of clicks."""
+        for kind in rows[0]["boxes"]:
+            pairs = [score[:2] for row in rows for score in row["boxes"][kind] if score is not None]
+            if pairs:
+                yield f"predicted_iou_mae_box_{kind}", float(np.abs(np.diff(pairs)).mean())
+        traces = [trace for row in rows for trace in row["clicks"]]
+        for count in self.options.clicks if traces else ():
+            errors = [abs(trace["chosen"][count - 1] - trace["predicted"][count - 1]) for trace in traces]
+            yield f"predicted_iou_mae_click{count}", float(np.mean(errors))
 
     def _box_values(self, rows: Sequence[Row], area_px: NDArray[np.float64]) -> Iterator[Value]:
         for kind in rows[0]["boxes"]:

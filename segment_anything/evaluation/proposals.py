@@ -5,6 +5,7 @@ among the first K takes it, one proposal a mask; recall is averaged over the ove
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from segment_anything.evaluation.data import Image
 from segment_anything.evaluation.metrics import AREA_RANGES, COCO_THRESHOLDS, recall_hits
-from segment_anything.evaluation.runs import Row, Value
+from segment_anything.evaluation.runs import Row, Value, median_times
 from segment_anything.masks import encode_rles, rle_iou
 from segment_anything.records import MaskRecord, record_rle
 
@@ -54,11 +55,14 @@ class Proposals:
     def measure(self, item: Image) -> Row:
         """Of each size the number of true masks, and how many are found at each overlap by the first K proposals."""
         sample = item.read()
-        records = sorted(self.generate(sample.image), key=proposal_score, reverse=True)[: max(self.counts)]
+        started = perf_counter()
+        found = self.generate(sample.image)
+        seconds = perf_counter() - started
+        records = sorted(found, key=proposal_score, reverse=True)[: max(self.counts)]
         truths = encode_rles(sample.masks)
         overlap = rle_iou([record_rle(record) for record in records], truths)
         area_px = np.count_nonzero(sample.masks, axis=(1, 2))
-        row: Row = {"proposals": len(records), "truths": {}, "hits": {}}
+        row: Row = {"proposals": len(records), "truths": {}, "hits": {}, "generate_ms": seconds * 1e3}
         for size, (low, high) in AREA_RANGES.items():
             inside = (area_px >= low) & (area_px <= high)
             row["truths"][size] = int(inside.sum())
@@ -78,6 +82,7 @@ class Proposals:
                 hits = np.sum([row["hits"][size][str(count)] for row in rows], axis=0)
                 ending = "" if size == "all" else f"_{size}"
                 yield f"ar@{count}{ending}", float(hits.sum() / (total * len(COCO_THRESHOLDS)))
+        yield from median_times(rows, "generate_ms")
 
 
 def proposal_score(record: MaskRecord) -> float:

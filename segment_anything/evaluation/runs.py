@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol, TypeVar
 
 from segment_anything.datasets import SampleError, SkippedSamples
@@ -147,6 +148,14 @@ def run(
         skipped=tuple(str(row["skipped"]) for row in here if "skipped" in row),
         total=len(items),
     )
+
+
+def median_times(rows: Sequence[Row], *names: str) -> Iterator[Value]:
+    """Median over the images of each named time, of the rows that hold it."""
+    for name in names:
+        times = [float(row[name]) for row in rows if name in row]
+        if times:
+            yield name, median(times)
 
 
 def _rows_file(folder: Path, name: str, shard: Shard) -> Path:

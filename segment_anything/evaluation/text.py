@@ -7,6 +7,7 @@ some that do not). Anything with `segment(image, phrase)` can be measured; `Grou
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from segment_anything.datasets.base import ONE_CLASS
 from segment_anything.evaluation.data import Image
 from segment_anything.evaluation.metrics import Bool, iou
 from segment_anything.evaluation.options import TextOptions
-from segment_anything.evaluation.runs import Row, Value
+from segment_anything.evaluation.runs import Row, Value, median_times
 from segment_anything.grounding import GroundingOptions, Route, segment
 from segment_anything.modeling import Sam
 from segment_anything.records import MaskRecord, record_mask
@@ -93,9 +94,12 @@ class TextToMask:
         """Of each phrase: is it in the image, how many masks came, IoU of the first and of the best one."""
         sample = item.read()
         present = sorted(set(sample.labels.tolist()))
-        answers = []
+        answers: list[Row] = []
+        seconds = 0.0
         for label in [*present, *self._absent(item.name, present)]:
+            started = perf_counter()
             records = self.segmenter.segment(sample.image, self.classes[label])
+            seconds += perf_counter() - started
             truths = sample.masks[sample.labels == label]
             ious = [_best_overlap(record_mask(record), truths) for record in records]
             answers.append(
@@ -107,7 +111,7 @@ class TextToMask:
                     "best_iou": max(ious, default=0.0),
                 }
             )
-        return {"answers": answers}
+        return {"answers": answers, **({"phrase_ms": seconds / len(answers) * 1e3} if answers else {})}
 
     def _absent(self, name: str, present: Sequence[int]) -> list[int]:
         """Classes to ask for although the image does not hold them; drawn anew for every image, by its name."""
@@ -129,6 +133,7 @@ class TextToMask:
             yield "no_answer_rate", float(np.mean([answer["masks"] == 0 for answer in there]))
         if absent:
             yield "false_alarm_rate", float(np.mean([answer["masks"] > 0 for answer in absent]))
+        yield from median_times(rows, "phrase_ms")
 
 
 def _best_overlap(mask: Bool, truths: Bool) -> float:
