@@ -20,6 +20,7 @@ class PreparedImages:
         self._kept: list[tuple[weakref.ref[torch.Tensor], object, PreparedDecoder]] = []
         self._watch: WeightsWatch | None = None
         self._lock = threading.Lock()
+        self._preparing = threading.Lock()
 
     def __reduce__(self) -> tuple[type["PreparedImages"], tuple[int]]:
         return PreparedImages, (self._capacity,)
@@ -40,12 +41,18 @@ class PreparedImages:
             prepare: makes a new one.
         """
         key = (tensor_states([features]), state)
+        with self._preparing:  # those who ask for the same image at the same time wait for one of them
+            found = self._find(features, key)
+            if found is None:
+                found = prepare()
+                with self._lock:
+                    others = [entry for entry in self._kept if entry[0]() is not None and entry[0]() is not features]
+                    self._kept = [(weakref.ref(features), key, found), *others][: self._capacity]
+        return found
+
+    def _find(self, features: torch.Tensor, key: object) -> PreparedDecoder | None:
         with self._lock:
             for known, known_key, prepared in self._kept:
                 if known() is features and known_key == key:
                     return prepared
-        prepared = prepare()
-        with self._lock:
-            others = [entry for entry in self._kept if entry[0]() is not None and entry[0]() is not features]
-            self._kept = [(weakref.ref(features), key, prepared), *others][: self._capacity]
-        return prepared
+        return None

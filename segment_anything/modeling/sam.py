@@ -7,8 +7,8 @@ Letters: B images, N objects, C masks of each, H x W original pixels, S side of 
 side.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,12 @@ from segment_anything.modeling.prompt_encoder import Points
 from segment_anything.modeling.prompt_tensors import check_shapes, paired
 from segment_anything.modeling.prompted import Prompted, meet
 from segment_anything.modeling.sam_networks import SamNetworks
+from segment_anything.modeling.spread import spread
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.utils.transforms import ResizeLongestSide
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 CPU_BATCH = 8
 """Objects decoded at once on a CPU at most: enough for the tokens' matrices, few enough that memory is used again."""
@@ -177,10 +181,9 @@ class Sam(SamNetworks):
             ValueError: if the embedding was made by other weights, or a prompt does not fit the image.
         """
         self.check_embedding(embedding)
-        parts = [
-            (batch, *self._decode_alike(embedding, alike, multimask_output))
-            for batch, alike in batches(embedding.geometry, prompts, multimask_output, self._at_once(batch_size))
-        ]
+        jobs = list(batches(embedding.geometry, prompts, multimask_output, self._at_once(batch_size)))
+        decoded = self._spread(lambda job: self._decode_alike(embedding, job[1], multimask_output), jobs)
+        parts = [(batch, *found) for (batch, _), found in zip(jobs, decoded, strict=True)]
         count = 3 if multimask_output else 1
         if not parts:
             side = self.mask_input_size
@@ -212,9 +215,13 @@ class Sam(SamNetworks):
         """
         logits, ious, places = [], [], [torch.empty((0, 2), dtype=torch.int64, device=self.device)]
         self.check_embedding(embedding)
-        for indices, alike in batches(embedding.geometry, prompts, True, self._at_once(batch_size)):
-            tensors = to_tensors(embedding.geometry, alike, self.mask_input_size)
-            low_res, iou, place = self._above(embedding.features, tensors, iou_threshold)
+        jobs = list(batches(embedding.geometry, prompts, True, self._at_once(batch_size)))
+
+        def decode(job: tuple[list[int], list[Prompt]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            tensors = to_tensors(embedding.geometry, job[1], self.mask_input_size)
+            return self._above(embedding.features, tensors, iou_threshold)
+
+        for (indices, _), (low_res, iou, place) in zip(jobs, self._spread(decode, jobs), strict=True):
             place[:, 0] = torch.tensor(indices, device=place.device)[place[:, 0]]
             logits.append(low_res.float())
             ious.append(iou.float())
@@ -237,6 +244,9 @@ class Sam(SamNetworks):
         low_res, iou = found
         place = (iou.float() > iou_threshold).nonzero()
         return low_res[place[:, 0], place[:, 1]], iou[place[:, 0], place[:, 1]], place
+
+    def _spread(self, work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result]:
+        return spread(work, jobs) if self.device.type == "cpu" else [work(job) for job in jobs]
 
     def _at_once(self, batch_size: int) -> int:
         is_large = self.device.type != "cpu" or torch.is_grad_enabled()
