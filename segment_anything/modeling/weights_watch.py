@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import chain
+from operator import is_
 
 import torch
 from torch import nn
@@ -10,23 +11,19 @@ from torch import nn
 class WeightsWatch:
     """What some modules were made of at one time.
 
-    Looking again takes a quarter of the time of `state_dict` (0.3 ms for a ViT-H): tables are compared, not walked.
+    Looking again takes a fifth of the time of `state_dict` (0.07 ms for a ViT-B): tables are compared, not walked.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
         """Args: modules: to watch, with all that is inside them."""
         self.modules = modules
         self._inside = list(chain.from_iterable(module.modules() for module in modules))
-        tables = [table for m in self._inside for table in (m._parameters, m._buffers, m._modules)]
-        self._tables = [(table, len(table)) for table in tables]
-        self._entries = [(table, name, value) for table in tables for name, value in table.items()]
-        self.tensors = [
-            value
-            for m in self._inside
-            for value in chain(m._parameters.values(), m._buffers.values())
-            if value is not None
-        ]
-        self._states = tensor_states(self.tensors)
+        self._tables = [table for m in self._inside for table in (m._parameters, m._buffers, m._modules)]
+        self._sizes = list(map(len, self._tables))
+        self._entries = self._found()  # held here, so that nothing new can have the address of one of them
+        self.tensors = [value for value in self._entries if isinstance(value, torch.Tensor)]
+        self._counted = [tensor for tensor in self.tensors if not tensor.is_inference()]
+        self._states = self._seen()
 
     def __reduce__(self) -> tuple[type["WeightsWatch"], tuple[nn.Module, ...]]:
         return WeightsWatch, self.modules
@@ -34,10 +31,17 @@ class WeightsWatch:
     def unchanged(self) -> bool:
         """Whether no weight was written to or replaced, and no module put in, taken out or exchanged, since then."""
         return (
-            all(len(table) == size for table, size in self._tables)
-            and all(name in table and table[name] is value for table, name, value in self._entries)
-            and tensor_states(self.tensors) == self._states
+            list(map(len, self._tables)) == self._sizes
+            and all(map(is_, self._found(), self._entries))
+            and self._seen() == self._states
         )
+
+    def _found(self) -> list[object]:
+        return list(chain.from_iterable(table.values() for table in self._tables))
+
+    def _seen(self) -> tuple[list[int], list[int]]:
+        """As `tensor_states`, faster."""
+        return [tensor.data_ptr() for tensor in self.tensors], [tensor._version for tensor in self._counted]
 
     def has_hooks(self) -> bool:
         """Whether somebody watches or changes what goes in or out of a module."""
