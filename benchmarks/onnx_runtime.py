@@ -21,7 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT / "examples" / "images"
 CLICKS = (1, 32)
-FORMS = {"fp32": "batched,prepared", "fp16": "original,batched,prepared", "int8": ""}
+FORMS = {"fp32": "original,batched,prepared", "fp16": "original,batched,prepared", "int8": ""}
 """What is exported at each precision; the encoder always is."""
 
 Runs = dict[str, Callable[[], object]]
@@ -85,9 +85,42 @@ def decoder_runs(sam: Any, exports: dict[str, Any], image: np.ndarray, count: in
         f"{words}, torch": lambda: sam.decode(embedding, prompts),
         f"{words}, ONNX Runtime batched": lambda: batched.decode(mine, prompts),
     }
-    if model.prepared_decoder is not None:
-        runs[f"{words}, ONNX Runtime prepared"] = lambda: model.decode(mine, prompts)
+    runs[f"{words}, ONNX Runtime prepared"] = lambda: model.decode(mine, prompts)
+    if count == 1:  # the original's interface takes one object
+        original, inputs = original_run(model, mine, prompts)
+        runs[f"{words}, ONNX Runtime original, low_res_masks"] = lambda: original.session.run(["low_res_masks"], inputs)
     return runs
+
+
+def original_run(model: Any, embedding: Any, prompts: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """The graph with the original's interface, and its inputs."""
+    from segment_anything.onnx.prompts import labelled_points, mask_prompts
+    from segment_anything.onnx.sessions import Graph
+
+    coords, labels = labelled_points(prompts, embedding.geometry)
+    mask, has_mask = mask_prompts(prompts, embedding.geometry, model.mask_input_size)
+    size = np.array(embedding.geometry.original_size_hw, np.float32)
+    graph = Graph("decoder", model.manifest, model.folder, model.providers, model.threads)
+    values = (embedding.features, coords, labels, mask, has_mask, size)
+    return graph, dict(zip(graph.inputs, values, strict=True))
+
+
+def multiplications(sam: Any) -> Iterator[str]:
+    """Table rows: multiply-adds of one click through each form of the decoder, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from segment_anything.export.graphs import graphs
+    from segment_anything.export.options import ExportOptions
+
+    for graph in graphs(sam, ExportOptions()):
+        if graph.role == "encoder":
+            continue
+        per_object = ("point_coords", "point_labels", "mask_input", "has_mask_input")
+        inputs = {name: value[:1] if name in per_object else value for name, value in graph.inputs.items()}
+        inputs |= {name: inputs[name][:, :2] for name in per_object[:2] if name in inputs}  # the click and padding
+        with FlopCounterMode(display=False) as counter:
+            graph.module(**inputs)
+        yield f"| {graph.role} | {counter.get_total_flops() / 2e6:.0f} |"
 
 
 def measure(name: str, threads: int, rounds: int, random: bool) -> Iterator[str]:
@@ -105,6 +138,7 @@ def measure(name: str, threads: int, rounds: int, random: bool) -> Iterator[str]
         yield from take_turns(encoder_runs(sam, exports, image), max(2, rounds // 2))
         for count in CLICKS:
             yield from take_turns(decoder_runs(sam, exports, image, count), rounds)
+        yield from ("", "| decoder, one click | million multiply-adds |", "|---|---|", *multiplications(sam))
     yield from ("", "| file | precision | size | largest deviation | mask agreement |", "|---|---|---|---|---|")
     yield from (*files, "")
 

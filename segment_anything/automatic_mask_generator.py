@@ -5,7 +5,6 @@ Knows which clicks to try in which crops. The network is `Sam`'s business; what 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from segment_anything._amg_clicks import (
-    batch_iterator,
-    build_all_layer_point_grids,
-    checked_grids,
-    generate_crop_boxes,
-)
+from segment_anything._amg_attributes import OptionAttributes
+from segment_anything._amg_clicks import batch_iterator, checked_grids, generate_crop_boxes
 from segment_anything._amg_filters import filter_proposals
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_selection import as_records, clean_small_regions
@@ -40,20 +35,7 @@ __all__ = ["AutomaticMaskOptions", "Explanation", "Proposals", "SamAutomaticMask
 _Default = AutomaticMaskOptions
 
 
-class _Option:
-    """An option as an attribute of the generator, read and set as programs for the original package do."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, generator: "SamAutomaticMaskGenerator", owner: type) -> Any:
-        return getattr(generator.options, self._name)
-
-    def __set__(self, generator: "SamAutomaticMaskGenerator", value: Any) -> None:
-        generator.options = replace(generator.options, **{self._name: value})
-
-
-class SamAutomaticMaskGenerator:
+class SamAutomaticMaskGenerator(OptionAttributes):
     """Finds all masks of an image.
 
     The options are explained in `AutomaticMaskOptions`, which checks them; `options` holds them all. Two of them are
@@ -62,18 +44,6 @@ class SamAutomaticMaskGenerator:
 
     One generator may serve many threads, `last_explanation` excepted.
     """
-
-    points_per_batch = _Option()
-    pred_iou_thresh = _Option()
-    stability_score_thresh = _Option()
-    stability_score_offset = _Option()
-    box_nms_thresh = _Option()
-    crop_n_layers = _Option()
-    crop_nms_thresh = _Option()
-    crop_overlap_ratio = _Option()
-    crop_n_points_downscale_factor = _Option()
-    min_mask_region_area = _Option()
-    output_mode = _Option()
 
     def __init__(
         self,
@@ -147,15 +117,6 @@ class SamAutomaticMaskGenerator:
     def predictor(self) -> SamPredictor:
         """A predictor on the same model, for programs that reach for it; the generator itself does not use it."""
         return SamPredictor(self.model)
-
-    @property
-    def point_grids(self) -> list[npt.NDArray[np.float64]]:
-        """Clicks for the image and for each layer of crops: (N, 2) x, y as shares of width and height."""
-        if self._given_grids is not None or self.options.points_per_side is None:
-            return self._given_grids or []
-        return build_all_layer_point_grids(
-            self.options.points_per_side, self.options.crop_n_layers, self.options.crop_n_points_downscale_factor
-        )
 
     def generate(self, image: npt.NDArray[np.uint8], *, embedding: ImageEmbedding | None = None) -> list[MaskRecord]:
         """All masks of an image.

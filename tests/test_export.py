@@ -1,5 +1,6 @@
 """Exported files: complete, named as promised, the same numbers as torch at every number of objects and points."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from exported import OPTIONS, export, model, photo
 from toy import toy_sam
 
+from segment_anything import load_sam
 from segment_anything._onnxruntime import onnxruntime
 from segment_anything.embedding import fingerprint_weights
 from segment_anything.export import ExportError, ExportOptions, export_model
 from segment_anything.export.convert import to_onnx, to_program
 from segment_anything.export.exporter import _with_tanh
-from segment_anything.export.graphs import batched_graph, encoder_graph
+from segment_anything.export.graphs import batched_graph, encoder_graph, original_graph, prepared_graphs
 from segment_anything.export.verify import verify
 from segment_anything.export.weights import quantise, store_half, write
 from segment_anything.modeling import Sam
@@ -107,13 +109,16 @@ def test_forty_points_fit_into_the_same_graph() -> None:
     assert np.abs(run_batched("toy", [prompt])["low_res_masks"] - masks).max() < 1e-5
 
 
-def test_the_prepared_form_gives_the_same_masks() -> None:
-    sam = model("toy")
-    prepared = graph("toy", "prepare").run({"image_embeddings": features(sam)})
-    found = graph("toy", "prepared").run({**prepared, **points(sam, EVERY_KIND)})
-    masks, iou = one_by_one(sam, EVERY_KIND)
-    assert np.abs(found["low_res_masks"] - masks).max() < 1e-5
-    assert np.abs(found["iou_predictions"] - iou).max() < 1e-5
+@pytest.mark.parametrize("name", ["toy", "nano"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_prepared_form_gives_the_same_masks(name: str, count: int) -> None:
+    sam = model(name)
+    prepared = graph(name, "prepare").run({"image_embeddings": features(sam)})
+    found = graph(name, "prepared").run({**prepared, **points(sam, EVERY_KIND[:count])})
+    masks, iou = one_by_one(sam, EVERY_KIND[:count])
+    tolerance = 1e-5 if OPTIONS[name].precision == "fp32" else 5e-3
+    assert np.abs(found["low_res_masks"] - masks).max() < tolerance
+    assert np.abs(found["iou_predictions"] - iou).max() < tolerance
 
 
 def test_the_original_form_has_the_originals_names_and_open_sides() -> None:
@@ -205,9 +210,10 @@ def test_what_was_measured_is_written_down() -> None:
     assert all(0 < check.max_deviation < 1e-4 and check.mask_agreement > 0.999 for check in checks.values())
 
 
-def test_a_model_that_draws_its_prompts_has_no_prepared_form() -> None:
-    assert "prepared" in OPTIONS["nano"].forms
-    assert set(Manifest.load(export("nano"))[0].files) == {"encoder", "batched"}
+def test_what_is_prepared_is_named_by_the_graph_that_takes_it() -> None:
+    assert tuple(graph("toy", "prepared").inputs)[:4] == graph("toy", "prepare").outputs
+    assert graph("nano", "prepare").outputs == ("image_map", "image_coarse")
+    assert tuple(graph("nano", "prepared").inputs) == ("image_map", "image_coarse", "point_coords", "point_labels")
 
 
 def test_weights_stored_in_half_take_half_the_space() -> None:
@@ -289,24 +295,68 @@ def test_gelu_can_be_written_without_erf() -> None:
     assert "Erf" not in with_tanh
 
 
-def test_torch_export_of_the_encoder_runs_as_the_encoder_does() -> None:
-    graph = encoder_graph(model("nano"), normalise=True)
-    program = to_program(graph)
-    image = torch.from_numpy(photo(40, 64))
+@functools.cache
+def any_kind(name: str) -> Sam:
+    """Of each kind of network in the registry a random one with an input of 64 pixels."""
+    return model(name) if name != "vit_t" else load_sam("vit_t", checkpoint="random", device="cpu", image_size=64)
+
+
+KINDS = pytest.mark.parametrize("name", ["toy", "vit_t", "nano"])
+
+
+@KINDS
+@pytest.mark.parametrize("normalise", [False, True])
+def test_torch_export_of_the_encoder_runs_as_the_encoder_does(name: str, normalise: bool) -> None:
+    sam = any_kind(name)
+    program = to_program(encoder_graph(sam, normalise)).module()
+    image = photo(40, 64)
     with torch.no_grad():
-        assert (program.module()(image=image) - graph.module(image)).abs().max() < 1e-5
+        padded = sam.preprocess(torch.from_numpy(image).permute(2, 0, 1).float())[None]
+        found = program(image=torch.from_numpy(image)) if normalise else program(input=padded)
+        assert (found - sam.image_encoder(padded)).abs().max() < 1e-5
 
 
-def test_torch_export_of_the_decoder_runs_at_other_numbers_of_objects_and_points() -> None:
-    sam = model("toy")
-    program = to_program(batched_graph(sam))
+@KINDS
+def test_torch_export_of_the_decoder_runs_at_other_numbers_of_objects_and_points(name: str) -> None:
+    sam = any_kind(name)
+    program = to_program(batched_graph(sam)).module()
     for prompts in (EVERY_KIND[:1], EVERY_KIND):
         inputs = {"image_embeddings": features(sam), **points(sam, prompts), **no_masks(sam, len(prompts))}
         with torch.no_grad():
-            iou, masks = program.module()(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+            iou, masks = program(**{name: torch.from_numpy(value) for name, value in inputs.items()})
         expected, expected_iou = one_by_one(sam, prompts)
         assert np.abs(masks.numpy() - expected).max() < 1e-5
         assert np.abs(iou.numpy() - expected_iou).max() < 1e-5
+
+
+@KINDS
+def test_torch_export_of_the_prepared_decoder_runs_too(name: str) -> None:
+    sam = any_kind(name)
+    preparer, decoder = (to_program(part).module() for part in prepared_graphs(sam))
+    given = {name: torch.from_numpy(value) for name, value in points(sam, EVERY_KIND).items()}
+    names = next(prepared_graphs(sam)).outputs
+    with torch.no_grad():
+        image = dict(zip(names, preparer(image_embeddings=torch.from_numpy(features(sam))), strict=True))
+        _, masks = decoder(**image, **given)
+    assert np.abs(masks.numpy() - one_by_one(sam, EVERY_KIND)[0]).max() < 1e-5
+
+
+@KINDS
+def test_torch_export_of_the_originals_decoder_runs_at_other_sizes(name: str) -> None:
+    sam = any_kind(name)
+    program = to_program(original_graph(sam, ExportOptions())).module()
+    given = {
+        "image_embeddings": features(sam),
+        **points(sam, EVERY_KIND[1:2]),
+        **no_masks(sam, 1),
+        "orig_im_size": np.array([45, 70], np.float32),
+    }
+    with torch.no_grad():
+        masks, iou, low_res = program(**{name: torch.from_numpy(value) for name, value in given.items()})
+    expected, expected_iou = one_by_one(sam, EVERY_KIND[1:2])
+    assert masks.shape == (1, 4, 45, 70)
+    assert np.abs(low_res.numpy() - expected).max() < 1e-5
+    assert np.abs(iou.numpy() - expected_iou).max() < 1e-5
 
 
 def test_another_kind_of_decoder_is_refused(tmp_path: Path) -> None:

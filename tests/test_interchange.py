@@ -10,7 +10,6 @@ from toy import toy_sam
 
 from segment_anything import load_sam
 from segment_anything._transformers_layout import transformers_names
-from segment_anything.checkpoints import save_checkpoint
 from segment_anything.interchange import from_pretrained, save_pretrained
 from segment_anything.modeling import Sam
 from segment_anything.prompts import Prompt
@@ -71,6 +70,28 @@ def test_what_transformers_saves_loads_here(tmp_path: Path) -> None:
     assert (answer(from_pretrained(tmp_path / "theirs")) - answer(sam)).abs().max() < 1e-5
 
 
+def test_a_model_made_by_transformers_gives_the_same_masks_here(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_pretrained(toy_sam(), tmp_path / "shape", layout="transformers")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        theirs = transformers.SamModel(transformers.SamConfig.from_pretrained(tmp_path / "shape")).eval()
+        with torch.no_grad():  # what it begins with is zero in places: positions, biases
+            for parameter in theirs.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "theirs")
+    sam = from_pretrained(tmp_path / "theirs")
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[4.0, 8.0, 50.0, 40.0], [20.0, 1.0, 60.0, 63.0]])
+    with torch.no_grad():
+        features = sam.image_encoder(image)
+        low_res, iou = sam.predict_low_res(features, None, boxes, None, True)
+        output = theirs(pixel_values=image, input_boxes=boxes[None])
+        assert (theirs.get_image_embeddings(image) - features).abs().max() < 1e-4
+    assert (output.pred_masks[0] - low_res).abs().max() < 1e-4
+    assert (output.iou_scores[0] - iou).abs().max() < 1e-4
+
+
 def test_transformers_processor_makes_our_input(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     sam = toy_sam()
@@ -81,10 +102,11 @@ def test_transformers_processor_makes_our_input(tmp_path: Path) -> None:
     assert (made[0] - ours).abs().max() < 1e-4
 
 
-def test_mobile_sams_file_becomes_a_folder(tmp_path: Path) -> None:
-    sam = load_sam("vit_t", checkpoint="random", device="cpu", image_size=64)
-    save_checkpoint(sam, tmp_path / "mobile_sam.pth")
-    loaded = load_sam("vit_t", checkpoint=tmp_path / "mobile_sam.pth", device="cpu", image_size=64)
+@pytest.mark.parametrize(("name", "file"), [("vit_t", "mobile_sam.pth"), ("vit_b", "sam_vit_b.pth")])
+def test_a_published_file_becomes_a_folder(name: str, file: str, tmp_path: Path) -> None:
+    sam = load_sam(name, checkpoint="random", device="cpu", image_size=64)
+    torch.save(sam.state_dict(), tmp_path / file)
+    loaded = load_sam(name, checkpoint=tmp_path / file, device="cpu", image_size=64)
     save_pretrained(loaded, tmp_path / "folder")
     assert torch.equal(answer(from_pretrained(tmp_path / "folder")), answer(sam))
 

@@ -15,6 +15,7 @@ from exported import export, model, photo
 
 from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
 from segment_anything.export.verify import as_onnx_embedding
+from segment_anything.export.weights import write
 from segment_anything.geometry import ImageGeometry
 from segment_anything.modeling import Decoded
 from segment_anything.onnx import Manifest, OnnxDecoded, OnnxMaskGenerator, OnnxModel, OnnxPredictor
@@ -23,7 +24,7 @@ from segment_anything.predictor import SamPredictor
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.records import record_mask
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
 ROOT = Path(__file__).resolve().parent.parent
 CLICK = {"point_coords": [[30, 20]], "point_labels": [1]}
@@ -325,6 +326,38 @@ def test_a_damaged_file_is_named(copied: Path) -> None:
         OnnxModel(copied, providers="cpu").encode(photo())
 
 
+def test_a_missing_file_of_weights_is_named(copied: Path) -> None:
+    manifest, _ = Manifest.load(copied)
+    path = copied / "toy_encoder.onnx"
+    write(onnx.load(path), path, manifest.metadata("encoder"), 0.01)[1].unlink()
+    with pytest.raises(ValueError, match=r"toy_encoder.onnx cannot be loaded by ONNX Runtime: .*toy_encoder.onnx.data"):
+        OnnxModel(copied, providers="cpu").encode(photo())
+
+
+@pytest.mark.parametrize("content", ["", '{"format": "segment-anything onnx 1", "mod', "[1, 2]"])
+def test_a_damaged_json_is_named(content: str, copied: Path) -> None:
+    (copied / "toy.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"holds none \(not one, or damaged: toy.json\). `segment-anything export"
+    ) as error:
+        OnnxModel(copied)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_json_is_asked_for(copied: Path) -> None:
+    (copied / "toy.json").unlink()
+    with pytest.raises(ValueError, match=r"copy should hold the JSON of one export, but holds none. `segment-anything"):
+        OnnxModel(copied)
+
+
+def test_checks_of_another_kind_are_refused(copied: Path) -> None:
+    content = json.loads((copied / "toy.json").read_text())
+    content["checks"]["encoder"] = {"deviation": 0.1}
+    (copied / "toy.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"toy.json: checks must hold max_deviation, mask_agreement by role"):
+        Manifest.load(copied)
+
+
 def test_a_graph_of_another_model_is_refused(copied: Path) -> None:
     shutil.copy(export("nano") / "nano_encoder.onnx", copied / "toy_encoder.onnx")
     with pytest.raises(ValueError, match=r"toy_encoder.onnx belongs to another model or form than toy.json says"):
@@ -370,6 +403,10 @@ def test_prompts_are_checked_as_in_torch(predictor: OnnxPredictor) -> None:
         predictor.predict([[500, 20]], [1])
     with pytest.raises(ValueError, match="point_labels must be supplied if point_coords is supplied"):
         predictor.predict([[30, 20]])
+    with pytest.raises(ValueError, match=r"point_coords must have shape \(P, 2\).*\(1, 3\)"):
+        predictor.predict([[30, 20, 1]], [1])
+    with pytest.raises(ValueError, match=r"box must .*\(3,\)"):
+        predictor.predict(box=[1, 2, 3])
 
 
 @pytest.mark.parametrize(

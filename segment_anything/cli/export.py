@@ -71,8 +71,6 @@ def command(
         print(json.dumps({"folder": str(out), **asdict(manifest)}))
         return
     _print_files(manifest, out)
-    if "prepared" in graphs.forms and "prepared" not in manifest.files:
-        print(f"No prepared form: {sam.name} draws prompts on the image, so nothing can be shared between them.")
     print(f"{len(manifest.files)} graphs and {sam.name}.json in {out}, {time.perf_counter() - start:.0f} s")
 
 

@@ -4,7 +4,7 @@ Every graph speaks the original's names (`image_embeddings`, `point_coords`, ...
 (`modeling.labelled_prompts`). A side that may vary has a name; its example is at least 2 and unlike every other,
 because `torch.export` takes a side of 1 for fixed and equal sides for bound together.
 
-Letters: N objects, P points of each, K = 4 masks, C width, g embedding cells a side, G = g * g, S side of the input.
+Letters: C width, g embedding cells a side, S side of the input.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,18 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from segment_anything.export.carried import CarriedTransformer, FirstLook, first_look
+from segment_anything.export.decoders import (
+    BatchedDecoder,
+    DrawnImagePreparer,
+    DrawnPreparedDecoder,
+    ImagePreparer,
+    PreparedDecoder,
+)
 from segment_anything.export.options import ExportOptions
-from segment_anything.modeling import Sam
-from segment_anything.modeling.labelled_prompts import PADDING, LabelledPrompts
-from segment_anything.modeling.transformer import TwoWayTransformer
+from segment_anything.modeling import DrawnPromptEncoder, Sam
 from segment_anything.utils.onnx import SamOnnxModel
 
 MOST_OBJECTS, MOST_POINTS = 4096, 1024
-OUT = -1e9
-"""Added to the scores of absent tokens: their weight in a softmax becomes 0."""
 
 
 @dataclass(frozen=True)
@@ -65,98 +67,6 @@ class NormalisingEncoder(Encoder):
         return super().forward(pad(pixels, (0, side - image.shape[1], 0, side - image.shape[0]))[None])
 
 
-class _Decoder(nn.Module):
-    """Tokens and cells -> masks and predicted IoU."""
-
-    def __init__(self, sam: Sam) -> None:
-        super().__init__()
-        assert isinstance(sam.mask_decoder.transformer, TwoWayTransformer)
-        self.sam = sam
-        self.prompts = LabelledPrompts(sam.prompt_encoder)
-        self.decoder = sam.mask_decoder
-        self.transformer = CarriedTransformer(sam.mask_decoder.transformer)
-
-    def decode(
-        self, coords: torch.Tensor, labels: torch.Tensor, cells: torch.Tensor, known: FirstLook | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points (N, P, 2) and (N, P), cells (N or 1, G, C) -> predicted IoU (N, K) and logits (N, K, 4g, 4g)."""
-        output = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])[None]
-        tokens = torch.cat([output.expand(coords.shape[0], -1, -1), self.prompts.tokens(coords, labels)], dim=1)
-        out = pad(torch.where(labels < PADDING, OUT, 0.0), (output.shape[1], 0))[:, None, None]
-        code = as_cells(self.sam.prompt_encoder.get_dense_pe())
-        tokens, cells = self.transformer(tokens, cells, code, out, known)
-        size_hw = self.sam.prompt_encoder.image_embedding_size
-        masks = self.decoder.upscale(cells, size_hw, tokens[:, 1 : 1 + self.decoder.num_mask_tokens])
-        return self.decoder.predict_iou(tokens[:, 0]), masks
-
-
-class BatchedDecoder(_Decoder):
-    """Many objects in one run, each with its own points, box and mask."""
-
-    def forward(
-        self,
-        image_embeddings: torch.Tensor,
-        point_coords: torch.Tensor,
-        point_labels: torch.Tensor,
-        mask_input: torch.Tensor,
-        has_mask_input: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks of N objects.
-
-        Args:
-            image_embeddings: (1, C, g, g).
-            point_coords: (N, P, 2) in input pixels.
-            point_labels: (N, P) float, labels of `modeling.labelled_prompts`: an object with fewer than P points is
-                filled up with ABSENT.
-            mask_input: (N, 1, 4g, 4g) logits.
-            has_mask_input: (N,): 1 if the object has a mask, else 0.
-
-        Returns:
-            Predicted IoU (N, K) and logits (N, K, 4g, 4g).
-        """
-        dense = self.prompts.dense(mask_input, has_mask_input) + self.prompts.drawn(point_coords, point_labels)
-        size_hw = self.sam.prompt_encoder.image_embedding_size
-        dense = self.sam.prompt_encoder.ground(dense.expand(-1, -1, *size_hw), image_embeddings)
-        return self.decode(point_coords, point_labels, as_cells(image_embeddings + dense))
-
-
-class ImagePreparer(nn.Module):
-    """What the prepared decoder needs of an image, once."""
-
-    def __init__(self, sam: Sam) -> None:
-        super().__init__()
-        self.sam = sam
-        self.prompts = LabelledPrompts(sam.prompt_encoder)
-
-    def forward(self, image_embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(1, C, g, g) -> cells (1, G, C), keys (1, M, d, G), values (1, M, G, d) and queries (1, M, G, d)."""
-        transformer = self.sam.mask_decoder.transformer
-        assert isinstance(transformer, TwoWayTransformer)
-        cells = as_cells(image_embeddings + self.prompts.no_mask())
-        return cells, *first_look(transformer, cells, as_cells(self.sam.prompt_encoder.get_dense_pe()))
-
-
-class PreparedDecoder(_Decoder):
-    """Many objects without mask prompts: about half the work of a click where the image is prepared."""
-
-    def forward(
-        self,
-        image_cells: torch.Tensor,
-        image_keys: torch.Tensor,
-        image_values: torch.Tensor,
-        image_queries: torch.Tensor,
-        point_coords: torch.Tensor,
-        point_labels: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs of `ImagePreparer`, and points as for `BatchedDecoder` -> predicted IoU and logits as there."""
-        return self.decode(point_coords, point_labels, image_cells, (image_keys, image_values, image_queries))
-
-
-def as_cells(maps: torch.Tensor) -> torch.Tensor:
-    """(N, C, g, g) -> (N, G, C)."""
-    return maps.flatten(2).transpose(1, 2)
-
-
 def graphs(sam: Sam, options: ExportOptions) -> Iterator[Graph]:
     """The graphs that `options` asks for, in the order in which they run."""
     yield encoder_graph(sam, options.normalise)
@@ -164,13 +74,8 @@ def graphs(sam: Sam, options: ExportOptions) -> Iterator[Graph]:
         yield original_graph(sam, options)
     if "batched" in options.forms:
         yield batched_graph(sam)
-    if "prepared" in options.forms and can_prepare(sam):
+    if "prepared" in options.forms:
         yield from prepared_graphs(sam)
-
-
-def can_prepare(sam: Sam) -> bool:
-    """Whether the first block's work is the same for all objects: not if prompts are drawn on the dense map."""
-    return not LabelledPrompts(sam.prompt_encoder).draws
 
 
 def encoder_graph(sam: Sam, normalise: bool) -> Graph:
@@ -208,12 +113,15 @@ def batched_graph(sam: Sam) -> Graph:
 
 def prepared_graphs(sam: Sam) -> Iterator[Graph]:
     """What is done once an image, and what is done for each prompt."""
-    preparer = ImagePreparer(sam)
-    names = ("image_cells", "image_keys", "image_values", "image_queries")
-    yield Graph("prepare", preparer, _embedding(sam), names)
+    preparer, decoder = (
+        (DrawnImagePreparer(sam), DrawnPreparedDecoder(sam))
+        if isinstance(sam.prompt_encoder, DrawnPromptEncoder)
+        else (ImagePreparer(sam), PreparedDecoder(sam))
+    )
+    yield Graph("prepare", preparer, _embedding(sam), preparer.outputs)
     with torch.no_grad():
-        tensors = dict(zip(names, preparer(**_embedding(sam)), strict=True))
-    yield Graph("prepared", PreparedDecoder(sam), {**tensors, **_points(2)}, _ANSWERS, _MANY, _MOST)
+        tensors = dict(zip(preparer.outputs, preparer(**_embedding(sam)), strict=True))
+    yield Graph("prepared", decoder, {**tensors, **_points(2)}, _ANSWERS, _MANY, _MOST)
 
 
 def _embedding(sam: Sam) -> dict[str, torch.Tensor]:

@@ -16,7 +16,8 @@ class ExportOptions:
 
     decoders: str = "original,batched,prepared"
     """Forms of the decoder, with commas between. original: the original package's interface, one object, masks at full
-    size. batched: many objects in one run. prepared: the same in about half the work, without mask prompts."""
+    size. batched: many objects in one run. prepared: the same on what was computed once an image, without mask prompts;
+    half the multiplications of the original form (nano: two thirds)."""
     precision: str = "fp32"
     """fp32; fp16: weights stored in half the size, computed in float32; int8: as fp16, and the matrix products of the
     encoder in 8 bits (faster on CPUs, inexact)."""

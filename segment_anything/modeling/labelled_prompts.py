@@ -53,18 +53,18 @@ class LabelledPrompts(nn.Module):
         """(1, C, 1, 1): what the dense map is everywhere without a mask."""
         return self.encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
-    @property
-    def draws(self) -> bool:
-        """Whether this prompt encoder also draws points and boxes on the dense map."""
-        return isinstance(self.encoder, DrawnPromptEncoder)
-
     def drawn(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What points and boxes add to the dense map: (N, C, g, g), or a zero if the prompt encoder draws nothing."""
         if not isinstance(self.encoder, DrawnPromptEncoder):
             return coords.new_zeros(())
+        drawn: torch.Tensor = self.encoder.drawing(self.maps(coords, labels))
+        return drawn
+
+    def maps(self, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Points and boxes as a `DrawnPromptEncoder` draws them: (N, 8, g, g)."""
+        assert isinstance(self.encoder, DrawnPromptEncoder)
         corners = [(labels == label).to(coords.dtype)[..., None] for label in (FIRST_CORNER, SECOND_CORNER)]
         boxes = torch.cat([(coords * corner).sum(dim=1) for corner in corners], dim=1)  # N 4
         has_box = corners[0].amax(dim=1)[..., None, None]  # N 1 1 1
         maps = [self.encoder._draw_boxes(boxes, coords) * has_box, self.encoder._draw_points((coords, labels), coords)]
-        drawn: torch.Tensor = self.encoder.drawing(torch.cat(maps, dim=1))
-        return drawn
+        return torch.cat(maps, dim=1)

@@ -175,12 +175,19 @@ class PromptMixer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, g, g) -> (N, C, g, g); g is a multiple of 4."""
-        middle = self.enter(self.down(x))
-        bottom = self.rise(self.deep(self.deeper(middle)))
-        middle = self.leave(middle + nn.functional.interpolate(bottom, scale_factor=2.0, mode="nearest"))
-        raised = nn.functional.interpolate(self.up(middle), scale_factor=2.0, mode="bilinear", align_corners=False)
+        raised = nn.functional.interpolate(
+            self.coarse(self.down(x)), scale_factor=2.0, mode="bilinear", align_corners=False
+        )
         mixed: torch.Tensor = self.local(x + raised)
         return mixed
+
+    def coarse(self, x: torch.Tensor) -> torch.Tensor:
+        """The pyramid behind its first step `down`: (N, coarse, g / 2, g / 2) -> (N, C, g / 2, g / 2)."""
+        middle = self.enter(x)
+        bottom = self.rise(self.deep(self.deeper(middle)))
+        middle = self.leave(middle + nn.functional.interpolate(bottom, scale_factor=2.0, mode="nearest"))
+        raised: torch.Tensor = self.up(middle)
+        return raised
 
 
 class DrawnPromptEncoder(PromptEncoder):

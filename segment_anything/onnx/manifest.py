@@ -16,7 +16,7 @@ FILE_NAMES = {
     "prepared": "{model}_decoder_prepared.onnx",
 }
 """Graphs by their role: image encoder; decoder with the original's interface; decoder of many objects; what the last
-decoder needs once an image; decoder of many objects without masks, in about half the work."""
+decoder needs once an image; decoder of many objects without masks, in less work."""
 
 KEY = "segment_anything."
 """Begins the names of metadata inside the graphs: `segment_anything.weights_fingerprint`, ..."""
@@ -88,7 +88,12 @@ class Manifest:
         missing = sorted(known - {"checks", "written_by"} - content.keys())
         if missing:
             raise ValueError(f"{file} lacks {', '.join(missing)}: export the model again.")
-        checks = {role: Check(**check) for role, check in content.pop("checks", {}).items()}
+        try:
+            checks = {role: Check(**check) for role, check in content.pop("checks", {}).items()}
+        except (AttributeError, TypeError):
+            raise ValueError(
+                f"{file}: checks must hold {', '.join(_CHECKED)} by role: export the model again."
+            ) from None
         return cls(checks=checks, **{name: value for name, value in content.items() if name in known}), file.parent
 
     def metadata(self, role: str) -> dict[str, str]:
@@ -97,6 +102,7 @@ class Manifest:
         return {KEY + "role": role, **{KEY + name: str(getattr(self, name)) for name in names}}
 
 
+_CHECKED = [item.name for item in fields(Check)]
 _CURE = "`segment-anything export MODEL --out FOLDER` writes one."
 
 
@@ -107,9 +113,12 @@ def _find(path: Path) -> Path:
         raise ValueError(f"{path}: give the JSON beside the graph, or their folder, not a single file.")
     if not path.is_dir():
         raise ValueError(f"There is no export at {path}: {_CURE}")
-    found = [file for file in sorted(path.glob("*.json")) if _read(file) is not None]
+    files = sorted(path.glob("*.json"))
+    found = [file for file in files if _read(file) is not None]
     if len(found) != 1:
-        held = f"{len(found)} exports ({', '.join(file.name for file in found)}); give one of them" if found else "none"
+        others = f" (not one, or damaged: {', '.join(file.name for file in files)})" if files else ""
+        several = f"{len(found)} exports ({', '.join(file.name for file in found)}); give one of them"
+        held = several if found else f"none{others}"
         raise ValueError(f"{path} should hold the JSON of one export, but holds {held}. {_CURE if not found else ''}")
     return found[0]
 

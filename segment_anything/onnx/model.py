@@ -18,7 +18,7 @@ from segment_anything.images import check_image_array, fingerprint_image
 from segment_anything.onnx.decoded import OnnxDecoded
 from segment_anything.onnx.manifest import Manifest
 from segment_anything.onnx.prompts import labelled_points, mask_prompts
-from segment_anything.onnx.sessions import Array, Graph, chosen_providers, to_float32
+from segment_anything.onnx.sessions import SHORT, Array, Graph, chosen_providers, to_float32
 from segment_anything.prompts import Prompt, Prompts
 
 Floats = npt.NDArray[np.float32]
@@ -112,6 +112,11 @@ class OnnxModel:
     def mask_threshold(self) -> float:
         """Logits above this are object."""
         return self.manifest.mask_threshold
+
+    @property
+    def device(self) -> str:
+        """Where graphs run: "cpu", "cuda", or the name of another execution provider."""
+        return next((short for short, full in SHORT.items() if full == self.providers[0]), self.providers[0])
 
     def fingerprint(self) -> str:
         """A short name of the image encoder's weights, which an embedding carries."""

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from segment_anything.geometry import ImageGeometry
 from segment_anything.images import check_image_array
 from segment_anything.onnx.model import OnnxEmbedding, OnnxModel
-from segment_anything.onnx.sessions import Array
+from segment_anything.onnx.sessions import Array, to_float32
 from segment_anything.prompts import Prompt, Prompts
+from segment_anything.utils.transforms import ResizeLongestSide
 
 Masks = tuple[Array, npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
@@ -27,8 +29,10 @@ class OnnxPredictor:
             settings: further arguments of `OnnxModel`, such as providers="cpu".
         """
         self.model = model if isinstance(model, OnnxModel) else OnnxModel(model, **settings)  # type: ignore[arg-type]
+        self.transform = ResizeLongestSide(self.model.image_size)
         self.embedding: OnnxEmbedding | None = None
         """The image that is set, or None."""
+        self._restored: dict[str, object] = {}
 
     def set_image(self, image: npt.NDArray[np.uint8], image_format: str = "RGB") -> None:
         """Encode an image, so that masks can be predicted on it.
@@ -125,26 +129,64 @@ class OnnxPredictor:
     def reset_image(self) -> None:
         """Forget the image."""
         self.embedding = None
+        self._restored = {}
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: "cpu", "cuda", or the name of another execution provider."""
+        return self.model.device
+
+    # Programs for the original package read these, and restore a saved embedding by setting them in any order.
 
     @property
     def is_image_set(self) -> bool:
         """Whether an image is set."""
         return self.embedding is not None
 
+    @is_image_set.setter
+    def is_image_set(self, value: bool) -> None:
+        if not value:
+            self.embedding = None
+
     @property
     def features(self) -> npt.NDArray[np.float32] | None:
         """The embedding (1, C, g, g), or None."""
         return None if self.embedding is None else self.embedding.features
+
+    @features.setter
+    def features(self, value: npt.NDArray[np.float32] | None) -> None:
+        self._remember(features=value)
 
     @property
     def original_size(self) -> tuple[int, int] | None:
         """Height and width of the image in original pixels, or None."""
         return None if self.embedding is None else self.embedding.geometry.original_size_hw
 
+    @original_size.setter
+    def original_size(self, value: tuple[int, int] | None) -> None:
+        self._remember(original_size=value)
+
     @property
     def input_size(self) -> tuple[int, int] | None:
         """Height and width of the image in input pixels, or None."""
         return None if self.embedding is None else self.embedding.geometry.input_size_hw
+
+    @input_size.setter
+    def input_size(self, value: tuple[int, int] | None) -> None:
+        """Follows from `original_size`; accepted so that old programs run."""
+
+    def _remember(self, **values: object) -> None:
+        if any(value is None for value in values.values()):
+            self.reset_image()
+            return
+        self._restored.update(values)
+        known = {"features": self.features, "original_size": self.original_size, **self._restored}
+        features, size = known["features"], known["original_size"]
+        if isinstance(features, np.ndarray) and isinstance(size, Sequence):
+            geometry = ImageGeometry((int(size[0]), int(size[1])), self.model.image_size)
+            fingerprint = self.model.fingerprint()
+            self.embedding = OnnxEmbedding(to_float32(features), geometry, self.model.name, fingerprint, "unknown")
+            self._restored = {}
 
     def _embedding(self, message: str = NO_IMAGE) -> OnnxEmbedding:
         if self.embedding is None:

@@ -3,14 +3,18 @@
 The longest side of the image becomes `target_length`; the numbers come from `segment_anything.geometry`.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from segment_anything.geometry import ImageGeometry
+
+if TYPE_CHECKING:
+    import torch  # only tensors need it: exported models run without
 
 
 class ResizeLongestSide:
@@ -60,7 +64,9 @@ class ResizeLongestSide:
         It may differ from `apply_image` by a grey level or two; `apply_image` is what the published models saw.
         """
         size = self.get_preprocess_shape(image.shape[2], image.shape[3], self.target_length)
-        return torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        from torch.nn.functional import interpolate
+
+        return interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
 
     def apply_coords_torch(self, coords: torch.Tensor, original_size: tuple[int, ...]) -> torch.Tensor:
         """`apply_coords` for a tensor, on its device."""

@@ -1,0 +1,56 @@
+"""The options of an automatic mask generator as its attributes, which programs for the original package read and set.
+
+Knows no network: torch's generator and ONNX Runtime's are both children.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segment_anything._amg_clicks import build_all_layer_point_grids
+from segment_anything._amg_options import AutomaticMaskOptions
+
+
+class _Option:
+    """An option as an attribute of the generator."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, generator: "OptionAttributes", owner: type) -> Any:
+        return getattr(generator.options, self._name)
+
+    def __set__(self, generator: "OptionAttributes", value: Any) -> None:
+        generator.options = replace(generator.options, **{self._name: value})
+
+
+class OptionAttributes:
+    """Something with options and clicks."""
+
+    options: AutomaticMaskOptions
+    """All options."""
+    _given_grids: list[npt.NDArray[np.float64]] | None
+    """Clicks that were given in place of a grid."""
+
+    points_per_batch = _Option()
+    pred_iou_thresh = _Option()
+    stability_score_thresh = _Option()
+    stability_score_offset = _Option()
+    box_nms_thresh = _Option()
+    crop_n_layers = _Option()
+    crop_nms_thresh = _Option()
+    crop_overlap_ratio = _Option()
+    crop_n_points_downscale_factor = _Option()
+    min_mask_region_area = _Option()
+    output_mode = _Option()
+
+    @property
+    def point_grids(self) -> list[npt.NDArray[np.float64]]:
+        """Clicks for the image and for each layer of crops: (N, 2) x, y as shares of width and height."""
+        if self._given_grids is not None or self.options.points_per_side is None:
+            return self._given_grids or []
+        return build_all_layer_point_grids(
+            self.options.points_per_side, self.options.crop_n_layers, self.options.crop_n_points_downscale_factor
+        )
