@@ -19,7 +19,7 @@ from segment_anything.export.weights import write
 from segment_anything.geometry import ImageGeometry
 from segment_anything.modeling import Decoded
 from segment_anything.onnx import Manifest, OnnxDecoded, OnnxMaskGenerator, OnnxModel, OnnxPredictor
-from segment_anything.onnx.sessions import Graph
+from segment_anything.onnx.sessions import Graph, check_started
 from segment_anything.predictor import SamPredictor
 from segment_anything.prompts import Prompt, Prompts
 from segment_anything.records import record_mask
@@ -306,6 +306,14 @@ def test_a_provider_that_is_not_there_is_named() -> None:
         OnnxModel(export("toy"), providers="cuda")
     with pytest.raises(ValueError, match=r"has no 'TpuExecutionProvider', only .*CPUExecutionProvider"):
         OnnxModel(export("toy"), providers=["TpuExecutionProvider"])
+
+
+def test_a_provider_that_does_not_start_is_named() -> None:
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    check_started([cuda], [cuda, cpu])
+    check_started([cuda, cpu], [cpu])  # the CPU was asked for as well
+    with pytest.raises(ValueError, match=f"has '{cuda}' but could not start it and took '{cpu}'.*leave providers out"):
+        check_started([cuda], [cpu])
 
 
 @pytest.fixture

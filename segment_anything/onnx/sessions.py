@@ -92,10 +92,25 @@ def _open(path: Path, providers: Sequence[str], threads: int | None) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return runtime.InferenceSession(str(path), sess_options=options, providers=list(providers))
+        session = runtime.InferenceSession(str(path), sess_options=options, providers=list(providers))
     except Exception as error:
         # onnxruntime raises classes of its own for a damaged file, an unknown operator, a missing data file.
         raise ValueError(f"{path} cannot be loaded by ONNX Runtime: {' '.join(str(error).split())}") from error
+    check_started(providers, session.get_providers())
+    return session
+
+
+def check_started(asked: Sequence[str], running: Sequence[str]) -> None:
+    """Refuse a provider that nobody asked for: ONNX Runtime takes the CPU where the libraries of CUDA are not found.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if asked and running[0] not in asked:
+        raise ValueError(
+            f"providers: ONNX Runtime has {asked[0]!r} but could not start it and took {running[0]!r}: libraries or "
+            'the device are missing. Take providers="cpu", or leave providers out to take what starts.'
+        )
 
 
 def to_float32(array: Any) -> npt.NDArray[np.float32]:
