@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 
 def shipped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -27,7 +27,8 @@ def main(run: Path, target: Path) -> None:
     average = {name: value for name, value in kept["average"].items() if not name.startswith("grouping.")}
     weights = shipped(average)
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target, {"model": "nano", "steps": str(kept["step"]), "licence": "Apache-2.0"})
+    note = {"model": "nano", "steps": str(kept["step"]), "licence": "Apache-2.0"}
+    target.write_bytes(save(weights, note))  # save_file would keep it from other users of the machine
     back = load_file(target)
     worst = max(float((back[name].float() - value.float()).abs().max()) for name, value in average.items())
     print(f"{target}: step {kept['step']}, {target.stat().st_size / 2**20:.1f} MiB, rounded by at most {worst:.1e}")

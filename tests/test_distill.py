@@ -42,6 +42,31 @@ def test_student_comes_to_see_what_the_teacher_sees(shapes: Path, tmp_path: Path
     assert all(torch.equal(tensor, decoder[name]) for name, tensor in teacher.mask_decoder.state_dict().items())
 
 
+def test_unreadable_photos_are_skipped_and_named_in_the_summary(tmp_path: Path) -> None:
+    photos = write_shapes(tmp_path / "shapes", count=30) / "images"
+    for number in (3, 28):  # one of those to learn from, one of the ten held out
+        (photos / f"{number:03}.png").write_bytes(b"not an image")
+    loop = LoopOptions(epochs=1, batch_size=4, **QUIET)
+    pretrain_options = PretrainOptions(size=64, decoder_dim=32, decoder_depth=1, valid_fraction=1 / 3)
+    mae = pretrain(toy_sam(image_size=64), photos, tmp_path / "mae", pretrain_options, loop)
+    distill_options = DistillOptions(views=1, valid_fraction=1 / 3)
+    taught = distill(toy_nano(), toy_nano(seed=1), photos, tmp_path / "taught", distill_options, loop)
+    for result, out in ((mae, tmp_path / "mae"), (taught, tmp_path / "taught")):
+        assert result.summary == (out / "summary.txt").read_text()
+        assert "2 of " in result.summary
+        for name in ("003.png", "028.png"):
+            assert f"{name}: not an image" in result.summary
+
+
+def test_summary_tells_data_length_and_loss(shapes: Path, tmp_path: Path) -> None:
+    options = PretrainOptions(size=64, decoder_dim=32, decoder_depth=1, valid_fraction=0.2)
+    text = pretrain(
+        toy_sam(image_size=64), shapes, tmp_path, options, LoopOptions(epochs=2, batch_size=4, **QUIET)
+    ).summary
+    for words in ("75% hidden", "8 images to train on, 2 to validate on", "2 of 2, best", "loss:", "best.encoder"):
+        assert words in text
+
+
 def test_student_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"toy cannot learn from toy: input, channels and cells .* nano fits itself"):
         adopt(toy_sam(), toy_nano())

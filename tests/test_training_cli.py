@@ -2,17 +2,21 @@
 
 import json
 import platform
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from toy_shapes import write_shapes
+from safetensors.torch import load_file
+from toy_shapes import toy_nano, write_shapes
 from typer.testing import CliRunner, Result
 
 from segment_anything.checkpoints import inspect_checkpoint
 from segment_anything.cli import app
+from segment_anything.training.files import SaveError, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,51 @@ def test_finetune_prints_before_and_after(shapes: Path, tmp_path: Path) -> None:
     assert set(report["before"]) == set(report["after"]) >= {"miou_box", "miou_1_click", "miou_3_clicks", "loss"}
     assert "Peak memory: about" in result.stderr
     assert inspect_checkpoint(tmp_path / "best.safetensors").model == "nano"
+
+
+def test_run_killed_while_it_trains_ends_like_one_that_was_not(shapes: Path, tmp_path: Path) -> None:
+    common = ["finetune", "--data", shapes, "--checkpoint", "random", "--rounds", 2, "--train", "lora", "--seed", 5]
+    common += [*small("--save-every", 1), "--epochs", 3]
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"}
+
+    def start(out: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "segment_anything", *map(str, common), "--out", str(out)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def step(out: Path) -> int:
+        path = out / "resume.pt"
+        return int(torch.load(path, weights_only=True)["position"]["step"]) if path.is_file() else 0
+
+    assert start(tmp_path / "whole").wait(timeout=180) == 0
+    killed = start(tmp_path / "killed")
+    while step(tmp_path / "killed") < 3:
+        assert killed.poll() is None
+    killed.kill()
+    assert killed.wait(timeout=60) == -signal.SIGKILL
+    assert 3 <= step(tmp_path / "killed") < 6
+    assert start(tmp_path / "killed").wait(timeout=180) == 0
+    whole, again = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_full_disk_is_one_line_and_leaves_the_checkpoint_of_before(tmp_path: Path) -> None:
+    sam = toy_nano()
+    path = tmp_path / "last.safetensors"
+    write_checkpoint(sam, path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        with pytest.raises(
+            SaveError, match=r"last.safetensors could not be written .*What was there before is unharmed"
+        ):
+            write_checkpoint(toy_nano(seed=1), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["last.safetensors"]
 
 
 def test_distill_leaves_a_checkpoint_of_the_students_kind(shapes: Path, tmp_path: Path) -> None:

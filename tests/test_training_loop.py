@@ -92,6 +92,21 @@ def test_bigger_batches_equal_accumulated_ones(tmp_path: Path) -> None:
         torch.testing.assert_close(ends[2][name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_gradient_longer_than_the_limit_is_shortened_to_it(tmp_path: Path) -> None:
+    norms: dict[float, list[float]] = {}
+    for limit in (0.0, 0.01):
+        loop = Loop(WaveTask(Wave(), dropout=0.0), options(clip_norm=limit), tmp_path / str(limit))
+        seen = norms.setdefault(limit, [])
+        loop.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, seen=seen: seen.append(
+                float(torch.stack([p.grad.norm() for g in optimizer.param_groups for p in g["params"]]).norm())
+            )
+        )
+        loop.run()
+    assert max(norms[0.0]) > 0.02
+    assert max(norms[0.01]) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_every_image_is_seen_once_an_epoch_in_a_new_order(tmp_path: Path) -> None:
     seen: list[int] = []
 

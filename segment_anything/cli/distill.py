@@ -39,8 +39,4 @@ def command(
             for name, weights in ((teacher, teacher_checkpoint), (student, student_checkpoint))
         ]
         result = distill(sams[0], sams[1], data, out, options, loop)
-    first, last = result.history[0], result.history[-1]
-    figures = ", ".join(
-        f"{key} {first[f'valid_{key}']:.4f} -> {last[f'valid_{key}']:.4f}" for key in ("loss", "cosine")
-    )
-    end(result.finished, lambda: print(f"{figures}; checkpoint: {result.checkpoint}"))
+    end(result.finished, lambda: print(result.summary, end=""))

@@ -34,5 +34,4 @@ def command(
     with reported():
         sam = load_on_own_device(model, checkpoint, device, options.size)
         result = pretrain(sam, data, out, options, loop)
-    first, last = result.history[0]["valid_loss"], result.history[-1]["valid_loss"]
-    end(result.finished, lambda: print(f"loss {first:.4f} -> {last:.4f}; encoder: {result.encoder}"))
+    end(result.finished, lambda: print(result.summary, end=""))

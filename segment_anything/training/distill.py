@@ -16,20 +16,20 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, mse_loss
 from tqdm.auto import tqdm
 
-from segment_anything.checkpoints import save_checkpoint
-from segment_anything.datasets import SampleError, SegmentationSample, SkippedSamples
+from segment_anything.datasets import SampleError, SegmentationSample, Skipped, SkippedSamples
 from segment_anything.modeling import Sam
 from segment_anything.training.augment import AugmentOptions, augment
 from segment_anything.training.distributed import Workers, join_workers
 from segment_anything.training.embedding_cache import EmbeddingCache
+from segment_anything.training.files import write_checkpoint
 from segment_anything.training.loop import Loop
 from segment_anything.training.options import LoopOptions
 from segment_anything.training.photos import as_tensor, find_photos, hold_out, read_photo
 from segment_anything.training.prepare import model_seed
 from segment_anything.training.pretrain_options import DistillOptions
-from segment_anything.training.report import PLOT, plot_if_possible
 from segment_anything.training.sam_task import Precision
 from segment_anything.training.sources import View, read_features
+from segment_anything.training.summary import summarise
 from segment_anything.training.task import Learned
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -56,6 +56,8 @@ class Lessons:
     image_size: int
     augmentation: AugmentOptions
     seed: int
+    skipped: tuple[Skipped, ...] = ()
+    """Images that could not be read."""
 
     def __len__(self) -> int:
         return len(self.views)
@@ -126,7 +128,7 @@ class DistillTask:
 
     def save(self, folder: Path, stem: str) -> None:
         """Write `stem.safetensors`, the whole student with the teacher's prompt encoder and decoder."""
-        save_checkpoint(self.student, folder / f"{stem}.safetensors")
+        write_checkpoint(self.student, folder / f"{stem}.safetensors")
 
     def identity(self) -> dict[str, Any]:
         """Student, teacher and options."""
@@ -150,6 +152,8 @@ class DistillResult:
     history: list[dict[str, float]]
     checkpoint: Path
     """A plain checkpoint of the student's kind."""
+    summary: str
+    """The text of `summary.txt`."""
 
 
 def adopt(student: Sam, teacher: Sam) -> None:
@@ -201,10 +205,19 @@ def distill(
         exam = prepare_lessons(held_out, cache, 1, teacher.image_size, loop, workers)
         identity = {"teacher": teacher.fingerprint(), "student": student.name, "views": options.views}
         task = DistillTask(student, lessons, exam, options.precision, workers, identity)
-        outcome = Loop(task, loop, out, workers).run()
-        if workers.first:
-            plot_if_possible(out / PLOT, outcome.history, f"{student.name} taught by {teacher.name}")
-    return DistillResult(outcome.finished, outcome.history, out / "best.safetensors")
+        run = Loop(task, loop, out, workers)
+        outcome = run.run()
+        checkpoint = out / "best.safetensors"
+        if not workers.first:
+            return DistillResult(outcome.finished, outcome.history, checkpoint, "")
+        about = {
+            "model": f"{student.name} taught by {teacher.name}, input {student.image_size}",
+            "data": f"{data}, {len(train)} images to train on in {options.views} views, {len(held_out)} to validate on",
+        }
+        skipped = SkippedSamples(len(lessons) + len(exam), {*lessons.skipped, *exam.skipped, *outcome.skipped})
+        title = f"{student.name} taught by {teacher.name}"
+        text = summarise(run, outcome, title, about, {"checkpoint": checkpoint}, skipped)
+    return DistillResult(outcome.finished, outcome.history, checkpoint, text)
 
 
 def prepare_lessons(
@@ -230,4 +243,6 @@ def prepare_lessons(
             replace(view, path=str(cache.ensure(view_of_photo(image, view, augmentation, loop.seed)))) for view in plain
         )
     merged = {index: found for part in workers.gather(mine) for index, found in part.items()}
-    return Lessons(paths, tuple(merged[index] for index in sorted(merged)), image_size, augmentation, loop.seed)
+    views_of = tuple(merged[index] for index in sorted(merged))
+    unread = tuple(item for part in workers.gather(skipped.items()) for item in part)
+    return Lessons(paths, views_of, image_size, augmentation, loop.seed, unread)

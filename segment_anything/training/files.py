@@ -7,6 +7,13 @@ from typing import Any, BinaryIO
 import torch
 
 from segment_anything import _whole_file
+from segment_anything.checkpoints import save_checkpoint
+from segment_anything.modeling import Sam
+
+NOT_WRITTEN = (
+    "{path} could not be written ({error}). What was there before is unharmed: free some space, then run the same "
+    "command again."
+)
 
 
 class SaveError(OSError):
@@ -22,10 +29,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         _whole_file.write_whole(path, write)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when a write fails
-        raise SaveError(
-            f"{path} could not be written ({error}). What was there before is unharmed: free some space, then run the "
-            "same command again."
-        ) from error
+        raise SaveError(NOT_WRITTEN.format(path=path, error=error)) from error
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
@@ -35,3 +39,15 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
         SaveError: as `write_whole`.
     """
     write_whole(path, lambda file: torch.save(content, file))
+
+
+def write_checkpoint(sam: Sam, path: Path) -> None:
+    """`save_checkpoint`, whole or not at all.
+
+    Raises:
+        SaveError: as `write_whole`.
+    """
+    try:
+        save_checkpoint(sam, path)
+    except (OSError, RuntimeError) as error:
+        raise SaveError(NOT_WRITTEN.format(path=path, error=error)) from error

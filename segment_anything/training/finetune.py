@@ -2,8 +2,8 @@
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from segment_anything.build_sam import sam_model_registry
 from segment_anything.checkpoints import load_checkpoint
-from segment_anything.datasets import Dataset, SkippedSamples, open_dataset
+from segment_anything.datasets import Dataset, Skipped, SkippedSamples, open_dataset
 from segment_anything.embedding import fingerprint_weights
 from segment_anything.modeling import Sam
 from segment_anything.modeling.lora import merged_copy
@@ -33,9 +33,9 @@ from segment_anything.training.prepare import (
     model_seed,
     set_drop_path,
 )
-from segment_anything.training.report import PLOT, SUMMARY, plot_if_possible, write_summary
 from segment_anything.training.sam_task import SamTask, Trainee
 from segment_anything.training.sources import EmbeddingSource, Frame, ImageSource
+from segment_anything.training.summary import figures, summarise
 from segment_anything.training.task import TrainingError
 from segment_anything.training.validation import Validation
 
@@ -94,9 +94,11 @@ def finetune(
             _announce(task, train, valid, options, loop)
         run = Loop(task, loop, out, workers)
         outcome = run.run()
+        left_out = {*task.skipped_before, *outcome.skipped, *task.validation.skipped.items()}
+        everyone = [item for part in workers.gather(tuple(left_out)) for item in part]
         if not workers.first:
             return FinetuneResult(outcome.finished, {}, {}, outcome.history, "")
-        return _finish(task, run, outcome, data, out, (len(train), len(valid)))
+        return _finish(task, run, outcome, data, (len(train), len(valid)), everyone)
 
 
 def open_parts(data: DataOptions) -> tuple[Dataset, Dataset]:
@@ -187,31 +189,24 @@ def _announce(task: SamTask, train: Dataset, valid: Dataset, options: FinetuneOp
 
 
 def _finish(
-    task: SamTask, run: Loop, outcome: Outcome, data: DataOptions, out: Path, counts: tuple[int, int]
+    task: SamTask,
+    run: Loop,
+    outcome: Outcome,
+    data: DataOptions,
+    counts: tuple[int, int],
+    skipped: Sequence[Skipped],
 ) -> FinetuneResult:
     history = outcome.history
-    before = {key.removeprefix("valid_"): value for key, value in history[0].items() if key.startswith("valid_")}
-    best = history[outcome.best_epoch]
-    after = {key.removeprefix("valid_"): value for key, value in best.items() if key.startswith("valid_")}
-    plot_if_possible(out / PLOT, history, f"{task.sam.name} on {data.data.name}, {task.options.train}")
-    entries: dict[str, object] = {
-        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
-        "state": "finished" if outcome.finished else "stopped by a signal; the same command goes on",
+    about = {
         "model": f"{task.sam.name}, input {task.sam.image_size}",
         "data": f"{data.data}, {counts[0]} images to train on, {counts[1]} to validate on",
         "trained": f"{task.options.train}, prompts {task.options.prompts}, {task.options.rounds} rounds",
-        "epochs": f"{int(history[-1]['epoch'])} of {run.options.epochs}, best {outcome.best_epoch}",
-        "batch size": f"{run.batch_size} x {run.accumulate} x {run.workers.count} processes",
-        "learning rate": run.lr,
-        "minutes": round(outcome.seconds / 60, 1),
-        **{name.replace("_", " "): f"{before[name]:.4f} -> {after[name]:.4f}" for name in after if name in before},
-        "read back": read_back(task, out / "last.safetensors"),
     }
-    unusable = SkippedSamples(
-        len(task.source), (*task.skipped_before, *outcome.skipped, *task.validation.skipped.items())
-    )
-    text = write_summary(out / SUMMARY, entries, unusable.summary())
-    return FinetuneResult(outcome.finished, before, after, history, text)
+    title = f"{task.sam.name} on {data.data.name}, {task.options.train}"
+    ending = {"read back": read_back(task, run.out / "last.safetensors")}
+    text = summarise(run, outcome, title, about, ending, SkippedSamples(len(task.source), skipped))
+    best = figures(history[outcome.best_epoch])
+    return FinetuneResult(outcome.finished, figures(history[0]), best, history, text)
 
 
 def read_back(task: SamTask, path: Path) -> str:

@@ -9,17 +9,18 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from segment_anything.datasets import SampleError, SkippedSamples
 from segment_anything.modeling import Sam
 from segment_anything.modeling.mae import MaskedAutoencoder
 from segment_anything.training.distributed import Workers, join_workers
 from segment_anything.training.files import write_whole
-from segment_anything.training.loop import Loop, Outcome
+from segment_anything.training.loop import Loop
 from segment_anything.training.options import LoopOptions
 from segment_anything.training.photos import Crops, Photo, find_photos, hold_out
 from segment_anything.training.prepare import model_seed
 from segment_anything.training.pretrain_options import PretrainOptions
-from segment_anything.training.report import PLOT, plot_if_possible
 from segment_anything.training.sam_task import Precision
+from segment_anything.training.summary import summarise
 from segment_anything.training.task import Learned
 
 BATCH_SIZE = 16
@@ -33,6 +34,8 @@ class PretrainResult:
     history: list[dict[str, float]]
     encoder: Path
     """File of the encoder's weights, for `finetune --encoder-weights`."""
+    summary: str
+    """The text of `summary.txt`."""
 
 
 class MaeTask:
@@ -54,6 +57,7 @@ class MaeTask:
         self.module: nn.Module = self.autoencoder
         self.source = source
         self.held_out = held_out
+        self.skipped = SkippedSamples(len(held_out))
         self.options = options
         self.workers = workers
         self.precision = Precision(options.precision, sam.device)
@@ -71,7 +75,11 @@ class MaeTask:
         """The loss on held-out images, each hidden in the same way every time."""
         sums = torch.zeros(2, dtype=torch.float64)
         for index in range(self.workers.rank, len(self.held_out), self.workers.count):
-            pixels = self._pixels([self.held_out.load(index, 0)])
+            try:
+                pixels = self._pixels([self.held_out.load(index, 0)])
+            except SampleError as error:
+                self.skipped.add(self.held_out.name(index), str(error))
+                continue
             with self.precision():
                 loss = self.autoencoder(pixels, torch.Generator().manual_seed(index))
             sums += torch.tensor([float(loss), 1.0])
@@ -123,7 +131,17 @@ def pretrain(sam: Sam, data: Path, out: Path, options: PretrainOptions, loop: Lo
             options,
             workers,
         )
-        outcome: Outcome = Loop(task, loop, out, workers).run()
-        if workers.first:
-            plot_if_possible(out / PLOT, outcome.history, f"masked autoencoding of {sam.name}")
-    return PretrainResult(outcome.finished, outcome.history, out / "best.encoder.safetensors")
+        run = Loop(task, loop, out, workers)
+        outcome = run.run()
+        encoder = out / "best.encoder.safetensors"
+        left_out = [*outcome.skipped, *(item for part in workers.gather(task.skipped.items()) for item in part)]
+        if not workers.first:
+            return PretrainResult(outcome.finished, outcome.history, encoder, "")
+        about = {
+            "model": f"{sam.name}, crops of {options.size} pixels, {options.mask_ratio:.0%} hidden",
+            "data": f"{data}, {len(train)} images to train on, {len(held_out)} to validate on",
+        }
+        skipped = SkippedSamples(len(train), left_out)
+        title = f"masked autoencoding of {sam.name}"
+        text = summarise(run, outcome, title, about, {"encoder": encoder}, skipped)
+    return PretrainResult(outcome.finished, outcome.history, encoder, text)

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from segment_anything.checkpoints import save_checkpoint
 from segment_anything.datasets import Skipped
 from segment_anything.modeling import Sam
 from segment_anything.modeling.lora import merged_copy
 from segment_anything.training.classes import ClassHead, ClassPrompts, save_classes
-from segment_anything.training.files import SaveError
+from segment_anything.training.files import write_checkpoint
 from segment_anything.training.finetune_options import FinetuneOptions
 from segment_anything.training.losses import interactive_loss, true_iou
 from segment_anything.training.rounds import Round, train_on_image
@@ -179,13 +178,7 @@ class SamTask:
         """Write `stem.safetensors`, a plain checkpoint with low-rank changes merged, and the classes beside it."""
         plain = merged_copy(self.sam)
         assert isinstance(plain, Sam)
-        try:
-            save_checkpoint(plain, folder / f"{stem}.safetensors")
-        except OSError as error:
-            raise SaveError(
-                f"{folder / stem}.safetensors could not be written ({error}). What was there before is unharmed: free "
-                "some space, then run the same command again."
-            ) from error
+        write_checkpoint(plain, folder / f"{stem}.safetensors")
         if self.classes is not None:
             save_classes(self.classes, folder / f"{stem}.classes.safetensors")
 

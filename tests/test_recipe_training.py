@@ -1,0 +1,93 @@
+"""The recipes that prove fine-tuning and distillation, on small pictures: what is held out, and what they print."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy_data
+from test_recipe_nano import RECIPES
+from toy_shapes import write_shapes
+
+from segment_anything import load_sam
+from segment_anything.checkpoints import save_checkpoint
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, str(RECIPES / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
+    return save_checkpoint(load_sam("nano", checkpoint="random", image_size=64), path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures with an index, as the training sets have one."""
+    root = write_shapes(tmp_path_factory.mktemp("shapes"), count=40)
+    (root / "classes.txt").unlink()
+    names = [f"{number:03}.png" for number in range(40)]
+    lines = [json.dumps({"image": f"images/{name}", "mask": f"labels/{name}"}) for name in names]
+    (root / "index.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def test_nuclei_are_tested_on_images_that_neither_teach_nor_choose(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    options = ("--data", pictures, "--test", tmp_path / "unlabelled", "--checkpoint", weights, "--out", tmp_path)
+    shown = run("finetune_nuclei.py", *options, "--epochs", 1, "--image-size", 64, "--test-size", 64)
+    assert "Tested on 2 images: every 20th image" in shown
+    assert [line.split("|")[1].strip() for line in shown.splitlines() if line.count("|") == 5][2:] == [
+        "1 click",
+        "3 clicks",
+        "box",
+    ]
+    images: dict[str, set[str]] = {"train": set(), "valid": set(), "test": set()}
+    for part in ("learned", "tested"):
+        for line in (tmp_path / part / "index.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            images[entry["split"]].add(entry["image"])
+    assert {Path(name).name for name in images["test"]} == {"000.png", "020.png"}
+    assert images["train"]
+    assert images["valid"]
+    assert not images["train"] & images["valid"]
+    assert not (images["train"] | images["valid"]) & images["test"]
+
+
+def test_a_labelled_test_set_is_preferred(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    toy_data.write_index(other)
+    (other / "labels").mkdir(exist_ok=True)
+    options = ("--data", pictures, "--test", other, "--checkpoint", weights, "--out", tmp_path / "out")
+    shown = run(
+        "finetune_nuclei.py", *options, "--epochs", 1, "--image-size", 64, "--test-size", 64, "--train", "decoder"
+    )
+    assert f"Tested on 2 images: {other}" in shown
+
+
+def test_distilling_prints_what_the_student_had_has_and_could_have(
+    pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    options = ("--data", pictures, "--checkpoint", weights, "--out", tmp_path, "--epochs", 1, "--image-size", 64)
+    rows = {
+        cells[1].strip(): [float(cell) for cell in cells[2:5]]
+        for line in run("distill_nano.py", *options).splitlines()
+        if (cells := line.split("|"))[1:] and ("cosine" in line or "error" in line or "mIoU" in line)
+    }
+    assert list(rows) == [
+        "cosine of embeddings",
+        "square error of embeddings",
+        "box mIoU with the truth",
+        "box mIoU with the teacher's masks",
+    ]
+    assert rows["cosine of embeddings"][1] > rows["cosine of embeddings"][0]
+    assert rows["square error of embeddings"][1] < rows["square error of embeddings"][0]
+    assert rows["box mIoU with the teacher's masks"][2] == 1.0
