@@ -2,12 +2,15 @@
 
     python benchmarks/compare_original.py                       # ViT-B, 16 x 16 points, three rounds
     python benchmarks/compare_original.py --points-per-side 32 --dtypes bf16 int8
+    python benchmarks/compare_original.py --model vit_t --dtypes bf16            # MobileSAM's image encoder alone
     python benchmarks/compare_original.py --rounds 1 --points-per-side 4 --out build/smoke
 
 The original is installed from the package index into build/original, a folder of its own that only its process
-searches, with a stand-in for torchvision (benchmarks/original); both packages share the interpreter, torch and the
-thread count. Weights are deterministic, made from names and shapes. The processes take turns: while one works the
-others wait, and every round begins with the other end. `--dtypes` adds this package in types that are approximate.
+searches, with stand-ins for torchvision and timm (benchmarks/original); both packages share the interpreter, torch and
+the thread count. MobileSAM is not on the package index: its image encoder is measured as `segment-anything-hq` carries
+it, under the same names of weights. Weights are deterministic, made from names and shapes. The processes take turns:
+while one works the others wait, and every round begins with the other end. `--dtypes` adds this package in types that
+are approximate.
 
 Thresholds of automatic masks lie where half of the masks pass the predicted IoU and 35 % of all pass the stability as
 well, each in the middle of a gap between two masks so that rounding cannot move a mask across.
@@ -24,6 +27,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from PIL import Image
 Array = NDArray[Any]
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent / "original"
-ORIGINAL = ROOT / "build" / "original"
+BUILD = ROOT / "build"
 PHOTOS = (ROOT.parent / "shared" / "images" / "truck.jpg", ROOT / "examples" / "images" / "coffee.jpg")
 """The photograph of 1200 x 1800 pixels that the published figures are for; where it is missing, a small one."""
 MIB = 2**20
@@ -46,26 +50,51 @@ PASS_IOU, PASS_BOTH = 0.5, 0.35
 PREDICTS_A_ROUND = 10
 
 
-def install_original() -> None:
-    """Put the original, and nothing that it depends on, into its folder; once."""
-    if not (ORIGINAL / "segment_anything").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(ORIGINAL)]
-        subprocess.run([*command, "segment-anything==1.0"], check=True)
+@dataclass(frozen=True)
+class Original:
+    """A package to compare with."""
+
+    package: str
+    version: str
+    model: str
+    """The model's name there."""
+    folder: Path
+    tasks: tuple[str, ...] = ("encode", "predict", "masks")
+
+    @staticmethod
+    def of(model: str) -> "Original":
+        """That which published a model, or carries it."""
+        if model == "vit_t":
+            return Original("segment-anything-hq", "0.3", "vit_tiny", BUILD / "mobile", ("encode",))
+        return Original("segment-anything", "1.0", model, BUILD / "original")
+
+    @property
+    def module(self) -> str:
+        return self.package.replace("-", "_")
+
+    def install(self) -> None:
+        """Put it, and nothing that it depends on, into its folder; once."""
+        if not (self.folder / self.module).is_dir():
+            command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(self.folder)]
+            subprocess.run([*command, f"{self.package}=={self.version}"], check=True)
 
 
 class Contestant:
     """A worker process (benchmarks/original/worker.py) with one of the two packages."""
 
     def __init__(self, name: str, model: str, image: Path, dtype: str = "float32") -> None:
-        path = [ORIGINAL, HERE / "torchvision_stand_in"] if name == "original" else [ROOT]
+        original, is_original = Original.of(model), name == "original"
+        stand_ins = [HERE / "torchvision_stand_in", HERE / "timm_stand_in"]
+        path = [original.folder, *stand_ins] if is_original else [ROOT]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-        command = [sys.executable, str(HERE / "worker.py"), model, str(image), dtype]
+        which = (original.model, original.module) if is_original else (model, "segment_anything")
+        command = [sys.executable, str(HERE / "worker.py"), which[0], str(image), dtype, which[1]]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self.name, self.samples, self.peaks = name, dict[str, list[float]](), dict[str, int]()
         self.about = self._answer()
-        expected = "segment-anything" if name == "original" else "segment-anything-engine"
+        expected = original.package if is_original else "segment-anything-engine"
         assert self.about["package"] == expected, f"{name} imports {self.about['package']}"
 
     def _answer(self) -> dict[str, Any]:
@@ -168,7 +197,7 @@ def same_masks(original: Path, ours: Path) -> dict[str, Any]:
         }
 
 
-def agreement(pair: Sequence[Contestant], folder: Path, point_xy: list[float]) -> dict[str, Any]:
+def agreement(pair: Sequence[Contestant], folder: Path, point_xy: list[float], tasks: Sequence[str]) -> dict[str, Any]:
     """How far embedding, masks of a click and automatic masks without suppression agree; also warms both up."""
     loose = {
         "points_per_side": 4,
@@ -179,18 +208,18 @@ def agreement(pair: Sequence[Contestant], folder: Path, point_xy: list[float]) -
     }
     for one in pair:
         one.ask("encode")
-        one.ask("predict", point_xy=point_xy)
-        one.ask("masks", options=loose)
+        if "predict" in tasks:
+            one.ask("predict", point_xy=point_xy)
+            one.ask("masks", options=loose)
         one.ask("keep", file=str(folder / f"{one.name}-loose.npz"))
     files = [folder / f"{one.name}-loose.npz" for one in pair]
     with np.load(files[0]) as theirs, np.load(files[1]) as ours:
         deviation = np.abs(theirs["embedding"] - ours["embedding"]).max() / theirs["embedding"].std()
-        differing = np.unpackbits(theirs["clicked"] ^ ours["clicked"]).mean()
-    return {
-        "embedding_deviation_of_std": float(deviation),
-        "click_pixels_equal": float(1 - differing),
-        "masks_without_suppression": same_masks(*files),
-    }
+        agreed: dict[str, Any] = {"embedding_deviation_of_std": float(deviation)}
+        if "predict" in tasks:
+            agreed["click_pixels_equal"] = float(1 - np.unpackbits(theirs["clicked"] ^ ours["clicked"]).mean())
+            agreed["masks_without_suppression"] = same_masks(*files)
+    return agreed
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -200,33 +229,35 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     with Image.open(args.image) as file:
         width, height = file.size
     point_xy = [width / 2, height / 2]
+    tasks = Original.of(args.model).tasks
     with contestants(args.model, args.image, args.dtypes) as everybody:
         pair = everybody[:2]
-        agreed = agreement(pair, folder, point_xy)
+        agreed = agreement(pair, folder, point_xy, tasks)
         for one in everybody[2:]:  # warm, as the two are by now
             one.ask("encode")
-            one.ask("predict", point_xy=point_xy)
-        options = {
-            "points_per_side": args.points_per_side,
-            "box_nms_thresh": args.box_nms_thresh,
-            **thresholds(pair[1], folder, args.points_per_side),
-        }
+            if "predict" in tasks:
+                one.ask("predict", point_xy=point_xy)
+        options = {"points_per_side": args.points_per_side, "box_nms_thresh": args.box_nms_thresh}
+        if "masks" in tasks:
+            options |= thresholds(pair[1], folder, args.points_per_side)
         for turn in range(args.rounds):
             print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
             order = everybody if turn % 2 == 0 else everybody[::-1]
             for one in order:
                 one.measure("encode")
-            for _ in range(PREDICTS_A_ROUND):
+            for _ in range(PREDICTS_A_ROUND if "predict" in tasks else 0):
                 for one in order:
                     one.measure("predict", point_xy=point_xy)
-            for one in order:
+            for one in order if "masks" in tasks else []:
                 one.measure("masks", options=options)
                 one.ask("keep", file=str(folder / f"{one.name}.npz"))
-        agreed["masks"] = same_masks(*(folder / f"{one.name}.npz" for one in pair))
-        for one in everybody[2:]:
-            agreed[f"masks, {one.name}"] = same_masks(folder / "original.npz", folder / f"{one.name}.npz")
+        if "masks" in tasks:
+            agreed["masks"] = same_masks(*(folder / f"{one.name}.npz" for one in pair))
+            for one in everybody[2:]:
+                agreed[f"masks, {one.name}"] = same_masks(folder / "original.npz", folder / f"{one.name}.npz")
         return {
             "model": args.model,
+            "original": f"{pair[0].about['package']} {pair[0].about['version']}",
             "image_wh": [width, height],
             "rounds": args.rounds,
             "options": options,
@@ -259,12 +290,14 @@ def as_table(found: dict[str, Any]) -> str:
     machine, agreed, shape = found["machine"], found["agreement"], found["image_wh"]
     lines = [
         f"{found['model']}, {shape[0]} x {shape[1]} pixels, float32 where not told, {ours['about']['threads']} threads "
-        f"on {machine['processor']}; median of {found['rounds']} rounds, original and ours in turn.",
+        f"on {machine['processor']}; median of {found['rounds']} rounds, {found['original']} and ours in turn.",
         "",
         "| | original, s | ours, s | ratio | original, peak MiB | ours, peak MiB | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
     for task, label in labels.items():
+        if task not in original["seconds"]:
+            continue
         for name, one in others.items():
             seconds = [statistics.median(each["seconds"][task]) for each in (original, one)]
             peaks = [each["peak_bytes"][task] / MIB for each in (original, one)]
@@ -273,33 +306,34 @@ def as_table(found: dict[str, Any]) -> str:
                 f"| {seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.1f} x "
                 f"| {peaks[0]:.0f} | {peaks[1]:.0f} | {f'{peaks[0] / peaks[1]:.1f} x' if peaks[1] >= 1 else ''} |"
             )
-    same = agreed["masks"]
-    loose = agreed["masks_without_suppression"]
-    lines += [
-        "",
+    said = [
         "Peaks are above the memory held before the task. "
-        f"Embeddings differ by at most {agreed['embedding_deviation_of_std']:.1e} of their standard deviation; "
-        f"{agreed['click_pixels_equal']:.5%} of the pixels of the click's masks are equal; "
-        + "; ".join(
-            f"{what}: {group['records_original']} records of the original, {group['records_ours']} of ours, "
-            f"{group['records_matched']} matched, least mask IoU {group['least_mask_iou']:.4f}"
-            if group["records_matched"]
-            else f"{what}: {group['records_original']} and {group['records_ours']} records"
-            for what, group in (
-                ("the measured automatic masks", same),
-                ("4 x 4 points without suppression", loose),
-                *((key, group) for key, group in agreed.items() if key.startswith("masks, ")),
-            )
-        )
-        + ".",
+        f"Embeddings differ by at most {agreed['embedding_deviation_of_std']:.1e} of their standard deviation"
     ]
+    if "click_pixels_equal" in agreed:
+        said.append(f"{agreed['click_pixels_equal']:.5%} of the pixels of the click's masks are equal")
+    groups = {
+        "the measured automatic masks": agreed.get("masks"),
+        "4 x 4 points without suppression": agreed.get("masks_without_suppression"),
+        **{key: group for key, group in agreed.items() if key.startswith("masks, ")},
+    }
+    said += [agreed_masks(what, group) for what, group in groups.items() if group]
+    lines += ["", "; ".join(said) + "."]
     return "\n".join(lines) + "\n"
+
+
+def agreed_masks(what: str, group: dict[str, Any]) -> str:
+    """How far one set of records agrees, in words."""
+    counts = f"{what}: {group['records_original']} records of the original, {group['records_ours']} of ours"
+    if not group["records_matched"]:
+        return counts
+    return f"{counts}, {group['records_matched']} matched, least mask IoU {group['least_mask_iou']:.4f}"
 
 
 def main() -> None:
     """Compare, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
+    parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h", "vit_t"])
     parser.add_argument("--image", type=Path, default=next(photo for photo in PHOTOS if photo.is_file()))
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument(
@@ -309,7 +343,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "compare_original", help="without a suffix")
     args = parser.parse_args()
-    install_original()
+    Original.of(args.model).install()
     found = compare(args)
     args.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(as_table(found))

@@ -1,12 +1,13 @@
 """One package under measurement, in a process of its own: reads tasks from stdin, answers on stdout, a JSON line each.
 
-It uses the original package's interface alone, so that the same lines run on both packages; which one it is depends on
-the search path that `benchmarks/compare_original.py` gives. Linux only: peaks are the kernel's high-water mark of
-resident memory, reset before each task.
+It uses the original package's interface alone, so that the same lines run on all packages; which one it is
+`benchmarks/compare_original.py` says. Linux only: peaks are the kernel's high-water mark of resident memory, reset
+before each task.
 """
 
 import ctypes
 import gc
+import importlib
 import importlib.metadata
 import json
 import sys
@@ -24,17 +25,15 @@ sys.path[1:1] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 from amg_memory import resident_bytes  # noqa: E402
 from filled import filled  # noqa: E402
 
-import segment_anything  # noqa: E402
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry  # noqa: E402
-
 
 class Worker:
     """A model with deterministic weights, and the image it works on."""
 
-    def __init__(self, model: str, image: str, dtype: str) -> None:
+    def __init__(self, model: str, image: str, dtype: str, package: str = "segment_anything") -> None:
+        self.package: Any = importlib.import_module(package)
         with Image.open(image) as file:
             self.image = np.asarray(file.convert("RGB"))
-        self.sam = sam_model_registry[model]()
+        self.sam = self.package.sam_model_registry[model]()
         self.sam.load_state_dict(filled(self.sam.state_dict()))
         self.sam.eval()
         if dtype == "bf16":
@@ -43,13 +42,14 @@ class Worker:
             from segment_anything.modeling.int8 import quantise_linear_layers
 
             quantise_linear_layers(self.sam.image_encoder)
-        self.predictor = SamPredictor(self.sam)
+        self.predictor = self.package.SamPredictor(self.sam)
         self.clicked: Any = np.zeros(0, dtype=bool)
         self.records: list[Any] = []
 
     def about(self) -> dict[str, Any]:
         """What is measured here."""
-        name = "segment-anything-engine" if hasattr(segment_anything, "load_sam") else "segment-anything"
+        is_ours = hasattr(self.package, "load_sam")
+        name = "segment-anything-engine" if is_ours else self.package.__name__.replace("_", "-")
         return {"package": name, "version": importlib.metadata.version(name), "threads": torch.get_num_threads()}
 
     def encode(self) -> None:
@@ -62,7 +62,7 @@ class Worker:
 
     def masks(self, options: dict[str, Any]) -> None:
         """Automatic masks."""
-        self.records = SamAutomaticMaskGenerator(self.sam, **options).generate(self.image)
+        self.records = self.package.SamAutomaticMaskGenerator(self.sam, **options).generate(self.image)
 
     def keep(self, file: str) -> None:
         """Write what the last tasks found, for comparison, and let go of it."""
@@ -94,7 +94,7 @@ def run(worker: Worker, task: str, arguments: dict[str, Any], times: int) -> dic
 
 def main() -> None:
     """Serve until stdin closes."""
-    worker = Worker(*sys.argv[1:4])
+    worker = Worker(*sys.argv[1:])
     print(json.dumps(worker.about()), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(worker, **json.loads(line))), flush=True)
