@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from segment_anything import Prompt, Prompts, load_sam
 from segment_anything.modeling import Sam
 from segment_anything.modeling.attention import relative_attention
+from segment_anything.modeling.cuda.batch_decoder import decode_batch
 from segment_anything.modeling.int8 import Int8Linear, quantise_linear_layers
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -49,11 +51,27 @@ def test_bfloat16_answers_are_float32_and_near(prompt: Prompt) -> None:
     torch.testing.assert_close(found.iou_predictions, expected.iou_predictions, rtol=0.05, atol=0.05)
 
 
+def prepared(sam: Sam) -> torch.Tensor:
+    return sam.decode(sam.encode(IMAGE), Prompt.make([[20, 31]], [1])).low_res_logits
+
+
+def plain(sam: Sam) -> torch.Tensor:
+    return sam.decode(sam.encode(IMAGE), Prompt.make([[9, 9]] * 14, [1] * 14)).low_res_logits
+
+
+def all_objects_at_once(sam: Sam) -> torch.Tensor:
+    points = torch.tensor([[[20.0, 31.0]], [[5.0, 9.0]]]), torch.ones(2, 1)
+    features = sam.encode(IMAGE).features
+    return decode_batch(sam.prompt_encoder, sam.mask_decoder, features, points, None, None, True)[0]
+
+
 @torch.no_grad()
-def test_logits_of_bfloat16_have_more_digits_than_bfloat16() -> None:
-    sam = small("bf16")
-    logits = sam.decode(sam.encode(IMAGE), Prompt.make([[20, 31]], [1])).low_res_logits
-    assert not torch.equal(logits, logits.bfloat16().float())
+@pytest.mark.parametrize("name", ["nano", "vit_t"])
+@pytest.mark.parametrize("logits", [prepared, plain, all_objects_at_once])
+def test_logits_of_bfloat16_have_more_digits_than_bfloat16(name: str, logits: Callable[[Sam], torch.Tensor]) -> None:
+    found = logits(small("bf16", name))
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())
 
 
 @torch.no_grad()

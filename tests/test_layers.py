@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 ROWS = [
     (
         "geometry",
-        "masks geometry images utils.transforms _optional _onnxruntime _download _weight_file _namesakes _whole_file",
+        "masks geometry images utils.transforms _optional _onnxruntime _download _weight_file _namesakes _whole_file "
+        "_side_by_side",
     ),
     (
         "values",

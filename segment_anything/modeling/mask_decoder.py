@@ -104,13 +104,19 @@ class MaskDecoder(nn.Module):
     def upscale(
         self, image: torch.Tensor, size_hw: tuple[int, int] | torch.Size, mask_tokens: torch.Tensor
     ) -> torch.Tensor:
-        """Image (N, g * g, C) and mask tokens (N, K, C) -> logits (N, K, 4g, 4g)."""
+        """Image (N, g * g, C) and mask tokens (N, K, C) -> logits (N, K, 4g, 4g), see `products`."""
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(size_hw)))  # N C/8 4g 4g
         kernels = torch.stack(
             [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # N K C/8
-        masks: torch.Tensor = (kernels @ upscaled.flatten(2)).unflatten(2, tuple(upscaled.shape[-2:]))
-        return masks
+        return products(kernels, upscaled.flatten(2)).unflatten(2, tuple(upscaled.shape[-2:]))
+
+
+def products(kernels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Logits `kernels @ values`, float32 where both are of half precision: thresholds look at their last digits."""
+    if values.dtype in (torch.bfloat16, torch.float16):
+        kernels, values = kernels.float(), values.float()
+    return kernels @ values
 
 
 class MLP(nn.Module):

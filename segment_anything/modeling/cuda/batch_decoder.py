@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import layer_norm
 
 from segment_anything.modeling.linear import linear
-from segment_anything.modeling.mask_decoder import MaskDecoder
+from segment_anything.modeling.mask_decoder import MaskDecoder, products
 from segment_anything.modeling.prepared_decoder import (
     PreparedDecoder,
     can_prepare,
@@ -47,7 +47,9 @@ def upscale(upscaler: Upscaler, cells: torch.Tensor, kernels: torch.Tensor) -> t
     x = linear(cells.flatten(0, 1), *upscaler.first).view(count * height * width * 4, -1)
     x = upscaler.act1(layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.eps))
     x = linear(x, *upscaler.second, upscaler.act2).view(count, height * width * 16, -1)
-    out = (kernels @ x.transpose(1, 2)).view(count, masks, height, width, 2, 2, 2, 2)  # y, x, child y x, grandchild y x
+    out = products(kernels, x.transpose(1, 2)).view(
+        count, masks, height, width, 2, 2, 2, 2
+    )  # y, x, child y x, grandchild y x
     return out.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(count, masks, 4 * height, 4 * width)
 
 
