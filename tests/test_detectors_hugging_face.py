@@ -1,10 +1,13 @@
 """Detectors of the transformers library, with tiny random models from a local folder."""
 
+import logging
+
 import numpy as np
 import pytest
 import tiny_transformers
 
 from segment_anything.detectors import HuggingFaceDetector, OpenVocabularyDetector, load_detector
+from segment_anything.detectors.hub import load_pretrained
 from segment_anything.detectors.hugging_face import nearest_phrase
 from segment_anything.masks import box_iou
 
@@ -75,6 +78,26 @@ def test_a_name_that_is_nowhere_says_what_to_download(monkeypatch):
     message = r"'nobody/nothing-here' is no local folder, and the Hugging Face hub did not give it .*`hf download"
     with pytest.raises(ValueError, match=message):
         HuggingFaceDetector("nobody/nothing-here")
+
+
+@pytest.mark.parametrize("path", ["./gone", "models/a/gone", "/gone"])
+def test_a_path_that_is_nowhere_is_no_hub_name(path):
+    with pytest.raises(ValueError, match=rf"No such folder: {path}\. Give the folder of a saved model, or a hub name"):
+        HuggingFaceDetector(path)
+
+
+def test_the_hub_librarys_own_lines_are_held_back_and_come_again_afterwards(caplog):
+    logger = logging.getLogger("huggingface_hub")
+
+    def loader(name):
+        logger.warning("retrying")
+        raise OSError("no network")
+
+    with pytest.raises(ValueError, match=r"did not give it \(no network\)"):
+        load_pretrained(loader, "nobody/nothing-here")
+    assert not caplog.records
+    logger.warning("later")
+    assert [record.message for record in caplog.records] == ["later"]
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

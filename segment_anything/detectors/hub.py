@@ -1,12 +1,17 @@
 """Models of the transformers library by local folder or hub name, with one clear error when neither is there."""
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segment_anything._optional import require
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def transformers() -> Any:
@@ -32,8 +37,14 @@ def load_pretrained(loader: Callable[..., Any], name_or_folder: str | Path, **op
     folder = Path(name_or_folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"The folder {folder} holds no model: it has no config.json. Save one with save_pretrained.")
+    if not folder.exists() and not _HUB_NAME.fullmatch(str(name_or_folder)):
+        raise ValueError(
+            f"No such folder: {name_or_folder}. Give the folder of a saved model, or a hub name such as "
+            f'"openai/clip-vit-base-patch32".'
+        )
     try:
-        return loader(str(name_or_folder), **options)
+        with _hub_silent():
+            return loader(str(name_or_folder), **options)
     except (OSError, ValueError) as error:
         if folder.is_dir():
             raise ValueError(f"The model in {folder} cannot be loaded: {_first_line(error)}") from error
@@ -42,6 +53,18 @@ def load_pretrained(loader: Callable[..., Any], name_or_folder: str | Path, **op
             f"({_first_line(error)}). On a machine with a network run "
             f"`hf download {name_or_folder} --local-dir FOLDER`, copy the folder here, and give its path instead."
         ) from error
+
+
+@contextmanager
+def _hub_silent() -> Iterator[None]:
+    """Without the hub library's line for each of its retries: the error says at the end what is wrong."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def load_image_processor(name_or_folder: str | Path) -> Any:
