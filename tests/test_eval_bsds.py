@@ -1,5 +1,6 @@
 """The BSDS500 evaluator, against the benchmark's own expected outputs and on cases that can be worked out by hand."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from segment_anything.evaluation.edge_scores import (
     score_edges,
 )
 from segment_anything.evaluation.region_scores import (
+    RegionCounts,
     contingency,
     count_regions,
     rand_index,
@@ -28,22 +30,9 @@ from segment_anything.evaluation.region_scores import (
 )
 
 IMAGES = ("2018", "3063", "5096", "6046", "8068")
-# eval_bdry.txt of each test case: best R, P, F; each image's best R, P, F; area under the curve
-EXPECTED_EDGES = {
-    "ucm": (0.602446, 0.848564, 0.704632, 0.580778, 0.908588, 0.708608, 0.307593),  # test_1
-    "png": (0.60236, 0.848723, 0.704628, 0.580822, 0.908779, 0.708698, 0.307627),  # test_2
-    "segs": (0.602417, 0.848326, 0.70453, 0.580692, 0.908206, 0.708427, 0.307512),  # test_3
-}
-# eval_bdry_thr.txt of test_2: R, P, F at each threshold
-EXPECTED_CURVE = [
-    (0.60236, 0.848723, 0.704628),
-    (0.443249, 0.926853, 0.599702),
-    (0.383339, 0.967137, 0.549053),
-    (0.380404, 0.986264, 0.549042),
-    (0.274124, 0.996101, 0.429932),
-]
-# eval_cover_img.txt of test_1: covering of each image at its best threshold
-EXPECTED_COVERING = (0.773928, 0.862459, 0.60365, 0.523219, 0.834634)
+# What each of the benchmark's test cases scores (contour maps, their PNG files, segmentations) where it has figures.
+EDGE_CASES = {"test_1": "ucm", "test_2": "png", "test_3": "segs", "test_4": "segs"}
+REGION_CASES = {"test_1": "ucm", "test_4": "segs", "test_5": "segs"}
 TOLERANCE = 0.002
 """The benchmark's matching is itself random in the third decimal: its test cases 2 and 3 have the same boundaries."""
 
@@ -53,6 +42,12 @@ def bench(shared: Path) -> Path:
     return shared / "data/eval/bsds500/bench"
 
 
+def expected(bench: Path, case: str, name: str) -> np.ndarray:
+    """The benchmark's own table; its first column, a threshold or a number, is left out."""
+    return np.loadtxt(bench / case / f"{name}.txt", ndmin=2)[:, 1:]
+
+
+@cache
 def edge_counts(bench: Path, kind: str) -> list[EdgeCounts]:
     counts = []
     for name in IMAGES:
@@ -70,23 +65,26 @@ def edge_counts(bench: Path, kind: str) -> list[EdgeCounts]:
     return counts
 
 
-@pytest.mark.parametrize("kind", ["ucm", "png", "segs"])
-def test_edge_scores_equal_the_benchmarks_own(bench: Path, kind: str) -> None:
-    counts = edge_counts(bench, kind)
+@pytest.mark.parametrize("case", EDGE_CASES)
+def test_edge_scores_equal_the_benchmarks_own(bench: Path, case: str) -> None:
+    counts = edge_counts(bench, EDGE_CASES[case])
     scores = score_edges(counts, default_thresholds(5))
     found = (
         *(scores.ods_recall, scores.ods_precision, scores.ods),
         *(scores.ois_recall, scores.ois_precision, scores.ois),
         scores.ap,
     )
-    assert found == pytest.approx(EXPECTED_EDGES[kind], abs=TOLERANCE)
+    assert found == pytest.approx(expected(bench, case, "eval_bdry")[0], abs=TOLERANCE)
     precision, recall = sum(counts[1:], counts[0]).precision_recall()
     curve = np.stack([recall, precision, f_measure(precision, recall)], axis=1)
-    assert curve == pytest.approx(np.array(EXPECTED_CURVE), abs=TOLERANCE)
+    assert curve == pytest.approx(expected(bench, case, "eval_bdry_thr"), abs=TOLERANCE)
+    best = [score_edges([one], default_thresholds(5)) for one in counts]
+    each = np.array([[one.ods_recall, one.ods_precision, one.ods] for one in best])
+    assert each == pytest.approx(expected(bench, case, "eval_bdry_img")[:, 1:], abs=3 * TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["ucm", "segs"])
-def test_region_scores_equal_the_benchmarks_own(bench: Path, kind: str) -> None:
+@cache
+def region_counts(bench: Path, kind: str) -> list[RegionCounts]:
     counts = []
     for name in IMAGES:
         truths = read_truth(bench / f"groundTruth/{name}.mat").segmentations
@@ -96,14 +94,27 @@ def test_region_scores_equal_the_benchmarks_own(bench: Path, kind: str) -> None:
             ucm = read_mat(bench / f"ucm2/{name}.mat", "ucm2")
             segmentations = [segmentation_from_ucm(ucm, level) for level in default_thresholds(5)]
         counts.append(count_regions(segmentations, truths))
+    return counts
+
+
+@pytest.mark.parametrize("case", REGION_CASES)
+def test_region_scores_equal_the_benchmarks_own(bench: Path, case: str) -> None:
+    counts = region_counts(bench, REGION_CASES[case])
     scores = score_regions(counts)
-    assert scores.covering_ods == pytest.approx(0.654023, abs=1e-5)
-    assert scores.covering_ois == pytest.approx(0.725074, abs=1e-5)
-    assert scores.covering_best == pytest.approx(0.749811, abs=1e-5)
-    assert (scores.rand_ods, scores.rand_ois) == pytest.approx((0.826926, 0.898299), abs=1e-5)
-    assert (scores.variation_ods, scores.variation_ois) == pytest.approx((1.36877, 1.11563), abs=1e-5)
+    covering = (scores.covering_ods, scores.covering_ois, scores.covering_best)
+    assert covering == pytest.approx(expected(bench, case, "eval_cover")[0], abs=1e-5)
+    pairs = expected(bench, case, "eval_RI_VOI")[0]  # the fourth figure is a threshold
+    assert (scores.rand_ods, scores.rand_ois) == pytest.approx(pairs[:2], abs=1e-5)
+    assert (scores.variation_ods, scores.variation_ois) == pytest.approx(pairs[3:], abs=1e-5)
     assert (scores.covering_ods_index, scores.rand_ods_index, scores.variation_ods_index) == (1, 0, 1)
-    assert [one.covering.max() for one in counts] == pytest.approx(EXPECTED_COVERING, abs=1e-5)
+    each = expected(bench, case, "eval_cover_img")  # threshold, at the best threshold, with the best of all regions
+    assert [one.covering.max() for one in counts] == pytest.approx(each[:, 1], abs=1e-5)
+    by_level = expected(bench, case, "eval_RI_VOI_thr")
+    assert np.mean([one.rand_index for one in counts], axis=0) == pytest.approx(by_level[:, 0], abs=1e-5)
+    assert np.mean([one.variation for one in counts], axis=0) == pytest.approx(by_level[:, 1], abs=1e-5)
+    weight = np.array([one.area_px.sum() for one in counts])
+    whole = weight @ np.array([one.covering for one in counts]) / weight.sum()
+    assert whole == pytest.approx(expected(bench, case, "eval_cover_th")[:, 0], abs=1e-5)
 
 
 def test_human_boundaries_are_the_thinned_boundaries_of_the_human_segmentations(bench: Path) -> None:

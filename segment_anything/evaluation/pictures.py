@@ -31,8 +31,8 @@ from segment_anything.visualize import contact_sheet, overlay
 
 WORST = 20
 """Objects on the sheet of failures."""
-_MARGIN = 0.4
-"""Of an object's sides, shown around it."""
+_MARGIN = 0.25
+"""Of an object's longer side, shown around it."""
 
 
 def draw_points_boxes(protocol: PointsBoxes, rows: Sequence[Row], items: Sequence[Image], folder: Path) -> list[Path]:
@@ -76,17 +76,25 @@ def worst_boxes(
         boxes = mask_boxes(torch.from_numpy(truth)).double().numpy()
         mask = boxes_to_masks(Encoded(protocol.sam, sample.image), truth, boxes)[0].mask
         part = _around(truth[0])
-        sides = [overlay(np.ascontiguousarray(sample.image[part]), shown[part][None]) for shown in (mask, truth[0])]
+        shown = np.ascontiguousarray(sample.image[part])
+        origin = np.array([part[1].start, part[0].start] * 2)
+        # The second place has another colour than the first: the mask blue, its truth orange.
+        nothing = np.zeros_like(mask[part])
+        sides = [
+            overlay(shown, [mask[part]], boxes_xyxy=boxes - origin),
+            overlay(shown, [nothing, truth[0][part]]),
+        ]
         pictures.append(np.concatenate(sides, axis=1))
-        titles.append(f"{score:.2f} {Path(name).stem}")
+        titles.append(f"IoU {score:.2f} (mask, truth) {Path(name).stem}")
     return contact_sheet(pictures, titles)
 
 
 def _around(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of a mask with a margin."""
+    """Rows and columns of a square around a mask, with a margin, as far as the image goes."""
     x0, y0, x1, y1 = (int(side) for side in mask_to_box(mask))
-    across, down = int((x1 - x0) * _MARGIN) + 4, int((y1 - y0) * _MARGIN) + 4
-    return slice(max(0, y0 - down), y1 + down), slice(max(0, x0 - across), x1 + across)
+    side = int(max(x1 - x0, y1 - y0) * (1 + 2 * _MARGIN)) + 8
+    left, top = (x0 + x1 - side) // 2, (y0 + y1 - side) // 2
+    return slice(max(0, top), min(mask.shape[0], top + side)), slice(max(0, left), min(mask.shape[1], left + side))
 
 
 def draw_edges(protocol: Edges, rows: Sequence[Row], items: Sequence[Any], folder: Path) -> list[Path]:

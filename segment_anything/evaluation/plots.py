@@ -63,9 +63,16 @@ def plot_reliability(trust: Calibration, file: Path) -> Path:
     """True over predicted IoU, with the share of masks in each bin; on the diagonal the prediction is right."""
     figure, axes = _axes("predicted IoU", "true IoU")
     width = np.diff(trust.edges)
-    axes.bar(trust.edges[:-1], trust.count / trust.count.sum(), width=width, align="edge", color="0.85", label="masks")
+    axes.bar(
+        trust.edges[:-1],
+        trust.count / trust.count.sum(),
+        width=width,
+        align="edge",
+        color="0.85",
+        label="share of masks",
+    )
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    axes.plot(trust.predicted, trust.actual, marker="o", label=f"mean error {trust.mean_absolute_error:.3f}")
+    axes.plot(trust.predicted, trust.actual, marker="o", label=f"mean absolute error {trust.mean_absolute_error:.3f}")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.legend(loc="upper left")
