@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,8 +117,8 @@ class TileGrid:
     def extremes(self, logits: Floats) -> tuple[Floats, Floats]:
         """The least and the greatest logit that each tile of each mask is made from: (n, L, L) -> (n, down, across)."""
         least, greatest = (
-            _reduced(_reduced(logits, self.y, reduce).swapaxes(1, 2), self.x, reduce).swapaxes(1, 2)
-            for reduce in (np.minimum.reduce, np.maximum.reduce)
+            _reduced(_reduced(logits, self.y, extreme).swapaxes(1, 2), self.x, extreme).swapaxes(1, 2)
+            for extreme in (np.minimum, np.maximum)
         )
         return least, greatest
 
@@ -138,14 +137,15 @@ class TileGrid:
         return np.ascontiguousarray(rows[: self.y.size])
 
 
-def _reduced(values: Floats, axis: Axis, reduce: Any) -> Floats:
+def _reduced(values: Floats, axis: Axis, extreme: np.ufunc) -> Floats:
     """(n, L, c) -> (n, tiles, c): least or greatest of the logits that each tile is made from."""
     by_logit = np.ascontiguousarray(values.swapaxes(0, 1))  # one reduction along the first axis is many lanes wide
-    if axis.reach < len(axis.first):  # all tiles at once, logit by logit; else tile by tile
-        return np.ascontiguousarray(
-            reduce([by_logit[axis.first + i] for i in range(axis.reach)], axis=0).swapaxes(0, 1)
-        )
-    return np.stack([reduce(by_logit[start : start + axis.reach], axis=0) for start in axis.first], axis=1)
+    if axis.reach >= len(axis.first):
+        return np.stack([extreme.reduce(by_logit[start : start + axis.reach], axis=0) for start in axis.first], axis=1)
+    reduced = by_logit[axis.first]  # all tiles at once, logit by logit
+    for i in range(1, axis.reach):
+        extreme(reduced, by_logit[axis.first + i], out=reduced)
+    return np.ascontiguousarray(reduced.swapaxes(0, 1))
 
 
 @dataclass(frozen=True, eq=False)

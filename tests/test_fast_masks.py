@@ -235,3 +235,18 @@ def test_work_side_by_side_keeps_its_order_and_raises_its_errors() -> None:
     assert side_by_side(lambda item: item * item, range(20), threads=3) == [item * item for item in range(20)]
     with pytest.raises(ZeroDivisionError, match="division"):
         side_by_side(lambda item: 1 // item, [1, 0, 1], threads=2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_several_threads_keep_the_masks_that_one_keeps(count: int) -> None:
+    batch = proposals(blobs(count, 16), ImageGeometry((40, 64), 64))
+    options = AutomaticMaskOptions(pred_iou_thresh=0, stability_score_thresh=0.8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found, explanation = filter_proposals([batch], options)
+    finally:
+        torch.set_num_threads(before)
+    expected, expected_explanation = filter_proposals([batch], options, measure=measure_plain)
+    assert_same(found, expected)
+    assert explanation == expected_explanation
