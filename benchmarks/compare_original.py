@@ -10,7 +10,7 @@ searches, with stand-ins for torchvision and timm (benchmarks/original); both pa
 the thread count. MobileSAM is not on the package index: its image encoder is measured as `segment-anything-hq` carries
 it, under the same names of weights. Weights are deterministic, made from names and shapes. The processes take turns:
 while one works the others wait, and every round begins with the other end. `--dtypes` adds this package in types that
-are approximate.
+are approximate; `--transformers` adds `SamModel` of transformers, under the same weights.
 
 Thresholds of automatic masks lie where half of the masks pass the predicted IoU and 35 % of all pass the stability as
 well, each in the middle of a gap between two masks so that rounding cannot move a mask across.
@@ -87,14 +87,16 @@ class Contestant:
         stand_ins = [HERE / "torchvision_stand_in", HERE / "timm_stand_in"]
         path = [original.folder, *stand_ins] if is_original else [ROOT]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-        which = (original.model, original.module) if is_original else (model, "segment_anything")
+        module = "transformers" if name == "transformers" else "segment_anything"
+        which = (original.model, original.module) if is_original else (model, module)
+        self.tasks = [task for task in original.tasks if name != "transformers" or task != "masks"]
         command = [sys.executable, str(HERE / "worker.py"), which[0], str(image), dtype, which[1]]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self.name, self.samples, self.peaks = name, dict[str, list[float]](), dict[str, int]()
         self.about = self._answer()
-        expected = original.package if is_original else "segment-anything-engine"
+        expected = original.package if is_original else name if name == "transformers" else "segment-anything-engine"
         assert self.about["package"] == expected, f"{name} imports {self.about['package']}"
 
     def _answer(self) -> dict[str, Any]:
@@ -121,10 +123,11 @@ class Contestant:
 
 
 @contextmanager
-def contestants(model: str, image: Path, dtypes: Sequence[str]) -> Iterator[list[Contestant]]:
-    """The original, ours, and ours in other types, started; they end when their input closes."""
+def contestants(model: str, image: Path, dtypes: Sequence[str], with_transformers: bool) -> Iterator[list[Contestant]]:
+    """The original, ours, ours in other types, and transformers, started; they end when their input closes."""
     all_of_them = [Contestant("original", model, image), Contestant("ours", model, image)]
     all_of_them += [Contestant(f"ours {dtype}", model, image, dtype) for dtype in dtypes]
+    all_of_them += [Contestant("transformers", model, image)] if with_transformers else []
     try:
         yield all_of_them
     finally:
@@ -230,7 +233,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         width, height = file.size
     point_xy = [width / 2, height / 2]
     tasks = Original.of(args.model).tasks
-    with contestants(args.model, args.image, args.dtypes) as everybody:
+    with contestants(args.model, args.image, args.dtypes, args.transformers) as everybody:
         pair = everybody[:2]
         agreed = agreement(pair, folder, point_xy, tasks)
         for one in everybody[2:]:  # warm, as the two are by now
@@ -248,12 +251,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             for _ in range(PREDICTS_A_ROUND if "predict" in tasks else 0):
                 for one in order:
                     one.measure("predict", point_xy=point_xy)
-            for one in order if "masks" in tasks else []:
+            for one in [one for one in order if "masks" in one.tasks]:
                 one.measure("masks", options=options)
                 one.ask("keep", file=str(folder / f"{one.name}.npz"))
         if "masks" in tasks:
             agreed["masks"] = same_masks(*(folder / f"{one.name}.npz" for one in pair))
-            for one in everybody[2:]:
+            for one in [one for one in everybody[2:] if "masks" in one.tasks]:
                 agreed[f"masks, {one.name}"] = same_masks(folder / "original.npz", folder / f"{one.name}.npz")
         return {
             "model": args.model,
@@ -296,13 +299,13 @@ def as_table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for task, label in labels.items():
-        if task not in original["seconds"]:
-            continue
         for name, one in others.items():
+            if task not in one["seconds"]:
+                continue
             seconds = [statistics.median(each["seconds"][task]) for each in (original, one)]
             peaks = [each["peak_bytes"][task] / MIB for each in (original, one)]
             lines.append(
-                f"| {label}{name.removeprefix('ours').replace(' ', ', ')} "
+                f"| {label}{', '.join(['', *name.removeprefix('ours').split()])} "
                 f"| {seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.1f} x "
                 f"| {peaks[0]:.0f} | {peaks[1]:.0f} | {f'{peaks[0] / peaks[1]:.1f} x' if peaks[1] >= 1 else ''} |"
             )
@@ -340,6 +343,7 @@ def main() -> None:
         "--box-nms-thresh", type=float, default=0.7, help="1 keeps every survivor: then their masks are compared too"
     )
     parser.add_argument("--dtypes", nargs="*", default=[], help="this package in other types as well: bf16, int8")
+    parser.add_argument("--transformers", action="store_true", help="transformers' SamModel as well, if installed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "compare_original", help="without a suffix")
     args = parser.parse_args()

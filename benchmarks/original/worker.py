@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Worker:
 
     def about(self) -> dict[str, Any]:
         """What is measured here."""
-        is_ours = hasattr(self.package, "load_sam")
+        is_ours = hasattr(self.package, "load_sam")  # only there
         name = "segment-anything-engine" if is_ours else self.package.__name__.replace("_", "-")
         return {"package": name, "version": importlib.metadata.version(name), "threads": torch.get_num_threads()}
 
@@ -73,9 +74,53 @@ class Worker:
             "masks": np.array([np.packbits(record["segmentation"]) for record in self.records]),
         }
         self.records = []
-        np.savez(
-            file, clicked=np.packbits(self.clicked), embedding=self.predictor.get_image_embedding().float(), **columns
+        np.savez(file, clicked=np.packbits(self.clicked), embedding=self.embedding().float(), **columns)
+
+    def embedding(self) -> torch.Tensor:
+        """That of the image, (1, C, g, g)."""
+        features: torch.Tensor = self.predictor.get_image_embedding()
+        return features
+
+
+class TransformersWorker(Worker):
+    """The same weights in transformers' `SamModel`, with the original's resize before and after."""
+
+    def __init__(self, model: str, image: str, dtype: str) -> None:
+        import transformers
+
+        from segment_anything.geometry import ImageGeometry
+        from segment_anything.interchange import save_pretrained
+        from segment_anything.modeling.decoded import upscale_masks
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        super().__init__(model, image, dtype)
+        self.package = transformers
+        with tempfile.TemporaryDirectory() as folder:
+            save_pretrained(self.sam, folder, "transformers")
+            self.theirs = transformers.SamModel.from_pretrained(folder).eval()
+        self.resize = ResizeLongestSide(self.sam.image_size)
+        self.geometry = ImageGeometry(self.image.shape[:2], self.sam.image_size)
+        self.upscale = upscale_masks
+
+    @torch.no_grad()
+    def encode(self) -> None:
+        """Set the image."""
+        resized = self.resize.apply_image(self.image)
+        pixels = self.sam.preprocess(torch.from_numpy(resized).permute(2, 0, 1)[None])
+        self.features = self.theirs.get_image_embeddings(pixels)
+
+    def embedding(self) -> torch.Tensor:
+        """That of the image, (1, C, g, g)."""
+        return self.features
+
+    @torch.no_grad()
+    def predict(self, point_xy: list[float]) -> None:
+        """One click on the image that is set."""
+        points = self.geometry.points_to_input(torch.tensor([[point_xy]]))[None]
+        found = self.theirs(
+            image_embeddings=self.features, input_points=points, input_labels=torch.ones(1, 1, 1, dtype=torch.int64)
         )
+        self.clicked = (self.upscale(found.pred_masks[0], self.geometry)[0] > 0).numpy()
 
 
 def run(worker: Worker, task: str, arguments: dict[str, Any], times: int) -> dict[str, Any]:
@@ -94,7 +139,8 @@ def run(worker: Worker, task: str, arguments: dict[str, Any], times: int) -> dic
 
 def main() -> None:
     """Serve until stdin closes."""
-    worker = Worker(*sys.argv[1:])
+    *arguments, package = sys.argv[1:]
+    worker = TransformersWorker(*arguments) if package == "transformers" else Worker(*arguments, package)
     print(json.dumps(worker.about()), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(worker, **json.loads(line))), flush=True)
