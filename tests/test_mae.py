@@ -99,17 +99,6 @@ def test_autoencoder_learns() -> None:
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-def test_positions_nobody_learned_yet_start_as_sine_and_learned_ones_are_kept() -> None:
-    fresh, learned = vit(), vit()
-    nn.init.zeros_(fresh.pos_embed)
-    before = learned.pos_embed.clone()
-    for encoder in (fresh, learned):
-        MaskedAutoencoder(encoder, decoder_dim=32, decoder_depth=1, decoder_heads=2)
-    torch.testing.assert_close(fresh.pos_embed.detach().flatten(0, 2), sine_positions(8, 8, 32))
-    assert fresh.pos_embed.requires_grad
-    assert torch.equal(learned.pos_embed, before)
-
-
 def test_weights_go_into_an_encoder_of_another_size() -> None:
     trained = vit(32, seed=1)
     encoder = vit(64, seed=2)

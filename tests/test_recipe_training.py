@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import toy_data
 from test_recipe_nano import RECIPES
 from toy_shapes import write_shapes
@@ -24,8 +25,14 @@ def run(script: str, *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    return save_checkpoint(load_sam("nano", checkpoint="random", image_size=64), path)
+    """Other weights than those that `random` stands for, which the student begins with."""
+    sam = load_sam("nano", checkpoint="random", image_size=64)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in sam.image_encoder.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter[torch.randperm(len(parameter))])
+    return save_checkpoint(sam, tmp_path_factory.mktemp("weights") / "nano.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -56,10 +56,6 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = encoder
         self.mask_ratio = mask_ratio
         width = encoder.patch_embed.proj.out_channels
-        table = encoder.pos_embed
-        if table is not None and not table.any():  # nothing learned yet: start as the paper does (appendix A.1)
-            with torch.no_grad():
-                table.copy_(sine_positions(*table.shape[1:3], width).unflatten(0, table.shape[1:3]))
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.to_decoder = nn.Linear(width, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))

@@ -134,7 +134,8 @@ class Loop:
             means = self._means(sums)
             report.step(self.at.step, {**means, "lr": rate})
             bar.set_postfix(
-                {"epoch": self.at.epoch + 1, **{k: f"{v:.3f}" for k, v in means.items()}, "lr": f"{rate:.1e}"}
+                {"epoch": self.at.epoch + 1, **{k: f"{v:.3f}" for k, v in means.items()}, "lr": f"{rate:.1e}"},
+                refresh=False,  # `update` shows it
             )
             bar.update(
                 min(self.images_a_step, len(self.task.source) - (self.at.step_in_epoch - 1) * self.images_a_step)
