@@ -115,6 +115,7 @@ def test_a_checkpoint_trained_with_text_takes_the_phrase_itself(photo, tmp_path)
     [
         (["--detector", "x.onnx", "--point", "3,3"], "--detector and --text find objects themselves: give no --point"),
         (["--detector", "x.onnx", "--text", "dog"], "give --detector or --text, not both"),
+        (["--detector", "x.onnx", "--classes", "truck"], "(--class NAME chooses among a detector's classes)"),
         (["--text", "dog", "--class", "dog"], "--class chooses among the classes of a --detector"),
     ],
 )

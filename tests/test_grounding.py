@@ -64,11 +64,22 @@ def test_each_record_keeps_the_link_to_its_detection():
     assert [a["detection_box"] for a in grounded.to_coco()] == [[32, 32, 32, 32], [8, 8, 32, 16]]
 
 
-def test_one_encoder_run_and_one_decoder_run_for_three_hundred_boxes():
+def test_one_encoder_run_and_one_decoder_call_for_three_hundred_boxes():
     sam = BoxSam()
     many = [Detection((i % 20, i // 20, i % 20 + 30, i // 20 + 30), "dog", 0.5) for i in range(300)]
     grounded = segment_detections(sam, IMAGE, Fixed(*many))
     assert (len(grounded), sam.encoded, sam.decoded) == (300, [1], [300])
+
+
+def test_a_real_network_encodes_an_image_once_for_three_hundred_boxes():
+    sam, runs = toy_sam(), []
+    sam.image_encoder.register_forward_hook(lambda *_: runs.append("encoder"))
+    sam.mask_decoder.transformer.register_forward_hook(lambda _, given, answer: runs.append(len(answer[0])))
+    many = [Detection((i % 20, i // 20, i % 20 + 30, i // 20 + 30), "dog", 0.5) for i in range(300)]
+    segment_detections(sam, IMAGE, Fixed(*many))
+    encoder, *decoder = runs
+    assert encoder == "encoder"
+    assert sum(decoder) == 300  # a few at a time on a CPU, which is faster
 
 
 def test_fewer_boxes_at_once_give_the_same_masks():

@@ -179,7 +179,9 @@ def _box(text: str) -> Box:
 def _check(asked: Asked, naming: NamingOptions, classes: list[str] | None, learned: Path | None) -> None:
     pointed = asked.pointed
     if learned is not None and asked.named:
-        raise typer.BadParameter("give --classes, --detector or --text, not two of them.")
+        raise typer.BadParameter(
+            "give --classes, --detector or --text, not two of them (--class NAME chooses among a detector's classes)."
+        )
     if asked.named and pointed:
         raise typer.BadParameter("--detector and --text find objects themselves: give no --point, --box or --mask.")
     if asked.texts and naming.detector is not None:
