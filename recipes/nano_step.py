@@ -30,6 +30,9 @@ from segment_anything.training.losses import (
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 GROUPING_WEIGHT = 0.5
+QUALITY_WEIGHT = 2 * IOU_WEIGHT
+TIGHT_BOX_WEIGHT = 1.6
+"""Of the first prompt of objects given by a box; every other round weighs 1."""
 
 
 class Grouping(nn.Module):
@@ -132,7 +135,7 @@ def combined_loss(logits, iou, truth, ambiguous: bool):
     error = smooth_l1_loss(iou.float(), quality, reduction="none", beta=0.05)  # the bar is a mean absolute error
     best, single = each[:, 1:].min(dim=1).values.mean(), each[:, 0].mean()
     weights = (1.0, 0.3) if ambiguous else (0.6, 1.0)
-    return weights[0] * best + weights[1] * single + IOU_WEIGHT * error.mean(), quality
+    return weights[0] * best + weights[1] * single + QUALITY_WEIGHT * error.mean(), quality
 
 
 def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
@@ -162,7 +165,7 @@ def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
         for turn in range(1 + extra_rounds):
             logits, iou = model.decode(per_object, points, boxes, previous)
             loss, quality = combined_loss(logits, iou, truth[:, None], ambiguous=turn == 0 and kind == "point")
-            total = total + loss
+            total = total + (TIGHT_BOX_WEIGHT if turn == 0 and kind == "box" else 1.0) * loss
             if turn == 0:
                 shown[kind] = float(quality[:, 0].mean() if kind == "box" else quality[:, 1:].amax(dim=1).mean())
             elif turn == extra_rounds:
