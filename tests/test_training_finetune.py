@@ -151,6 +151,19 @@ def test_whole_image_mode_draws_one_mask_a_class(shapes: Path, tmp_path: Path) -
     assert set(label_map.unique().tolist()) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("train", ["decoder", "all"])
+def test_whole_image_mode_leaves_no_object_out(shapes: Path, tmp_path: Path, train: str) -> None:
+    seen = {}
+    for prompts in ("none", "both"):
+        options, loop = FinetuneOptions(prompts=prompts, train=train, objects=1, augment=False).filled(SMALL, None)
+        parts = open_parts(DataOptions(data=shapes))
+        out = tmp_path / prompts
+        seen[prompts] = len(
+            prepare_task(toy_nano(), *parts, out, options, loop, Workers(), {}).source.load(0, 0).targets
+        )
+    assert seen == {"none": 2, "both": 1}
+
+
 class BreaksOff:
     """A task that is interrupted, without any chance to save, after some batches."""
 

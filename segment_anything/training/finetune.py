@@ -41,6 +41,8 @@ from segment_anything.training.validation import Validation
 
 MANY_IMAGES = 500
 """From here on a frozen encoder embeds one view of each image, below it four."""
+EVERY_OBJECT = 1 << 30
+"""Objects of an image where none may be left out: without prompts a missing one would be taught as background."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def prepare_task(
     set_drop_path(sam.image_encoder, options.drop_path)
     frame = Frame(sam.image_size, sam.mask_input_size)
     augmentation = AugmentOptions(flip_vertical=options.flip_vertical) if options.augment else NO_AUGMENTATION
+    objects = EVERY_OBJECT if options.prompts == "none" else int(options.objects or 1)
     cache = None
     source: ImageSource | EmbeddingSource
     if options.train == "decoder":
@@ -152,9 +155,9 @@ def prepare_task(
         views = views if options.augment else 1
         skipped = SkippedSamples(len(train), train.skipped)
         embedded = embed_views(train, cache, views, augmentation, loop.seed, skipped, workers, loop.progress)
-        source = EmbeddingSource(train, embedded, frame, augmentation, int(options.objects or 1), loop.seed)
+        source = EmbeddingSource(train, embedded, frame, augmentation, objects, loop.seed)
     else:
-        source = ImageSource(train, frame, augmentation, int(options.objects or 1), loop.seed)
+        source = ImageSource(train, frame, augmentation, objects, loop.seed)
     trainee = Trainee(sam, _classes(sam, train.classes, options)).to(sam.device)
     identity = {**started, "data": str(train.path.resolve())}
     task = SamTask(trainee, source, Validation(valid, frame, cache, workers), options, identity)
@@ -171,18 +174,20 @@ def _classes(sam: Sam, names: tuple[str, ...], options: FinetuneOptions) -> Clas
 
 def _announce(task: SamTask, train: Dataset, valid: Dataset, options: FinetuneOptions, loop: LoopOptions) -> None:
     """Say what is about to happen, and how much memory it takes."""
+    whole = options.prompts == "none"
     memory = estimate_memory(
         task.sam,
         batch_size=int(loop.batch_size or 1),
-        objects=int(options.objects or 1),
+        objects=len(train.classes) if whole else int(options.objects or 1),
         precision=str(options.precision),
     )
+    asked = "a mask for each class" if whole else f"{options.objects} objects, {options.rounds} rounds"
     trained = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
     print(
         f"{train.format} data set: {len(train)} images to train on, {len(valid)} to validate on, "
         f"{len(train.classes)} class{'es' if len(train.classes) > 1 else ''}.\n"
         f"Preset {options.preset}: {options.train} of {task.sam.name}, {trained / 1e6:.2f} M parameters, "
-        f"{loop.batch_size} x {loop.accumulate} images a step, {options.objects} objects, {options.rounds} rounds, "
+        f"{loop.batch_size} x {loop.accumulate} images a step, {asked}, "
         f"{options.precision}.\nPeak memory: {memory}.",
         file=sys.stderr,
     )
@@ -200,7 +205,8 @@ def _finish(
     about = {
         "model": f"{task.sam.name}, input {task.sam.image_size}",
         "data": f"{data.data}, {counts[0]} images to train on, {counts[1]} to validate on",
-        "trained": f"{task.options.train}, prompts {task.options.prompts}, {task.options.rounds} rounds",
+        "trained": f"{task.options.train}, prompts {task.options.prompts}"
+        + ("" if task.options.prompts == "none" else f", {task.options.rounds} rounds"),
     }
     title = f"{task.sam.name} on {data.data.name}, {task.options.train}"
     ending = {"read back": read_back(task, run.out / "last.safetensors")}
