@@ -6,7 +6,8 @@ Trains a tiny CLIP on synthetic pictures of coloured shapes, then a tiny SAM who
 embedding of each object's crop (Segment Anything, https://arxiv.org/abs/2304.02643, appendix D.5), and at last prompts
 it with CLIP text embeddings. Eight of the 60 combinations of colour and shape are never seen in either training; they
 count. The goal: hit rate >= 0.9 on those (the mask overlaps the named object by more than one half, among three or four
-objects of which some share its colour or its shape). Measured: see docs/labels.md.
+objects of which some share its colour or its shape). Measured: see docs/labels.md. A run that was stopped goes on with
+the same command.
 """
 
 import argparse
@@ -319,6 +320,8 @@ def train_sam(clip: TinyClip, options: Options) -> Sam:
         ("sam", draw_combinations, options.sam_steps, 1.2e-3),
     )
     for name, draw, steps, rate in stages:
+        if not steps:
+            continue
         pictures, held_out = Pictures(400, draw, options.seed), Pictures(40, draw, options.seed + 1)
         text = TextOptions(min_area_px=50, rounds=options.rounds, attend_inside=False, seed=options.seed)
         loop = LoopOptions(
@@ -353,8 +356,10 @@ def main(options: Options) -> dict:
     rng = np.random.default_rng(options.seed + 1000)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    clip = load_clip(options.clip) if options.clip else train_clip(options)
-    torch.save(clip.state_dict(), out / "clip.pt")
+    own = out / "clip.pt"
+    known = options.clip or (str(own) if own.is_file() else "")
+    clip = load_clip(known) if known else train_clip(options)
+    torch.save(clip.state_dict(), own)
     report = {"clip_held_out": check_clip(clip, HELD_OUT, rng), "clip_minutes": (time.time() - started) / 60}
     print(json.dumps(report), flush=True)
     sam = train_sam(clip, options)

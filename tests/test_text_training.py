@@ -7,6 +7,7 @@ from colour_encoder import COLOURS, ColourEncoder
 from toy import toy_sam
 
 from segment_anything.datasets import SegmentationSample
+from segment_anything.masks import mask_iou
 from segment_anything.modeling.text_prompt import text_projection
 from segment_anything.text.prompting import TextPrompter
 from segment_anything.training.loop import Loop
@@ -125,12 +126,14 @@ def test_after_training_a_word_selects_its_square(tmp_path):
     )
     outcome = Loop(it, options, tmp_path).run()
     assert outcome.history[-1]["valid_iou_text"] > 0.5 > outcome.history[0]["valid_iou_text"]
-    held_out = squares(98)
     prompter = TextPrompter(it.sam.eval(), ColourEncoder())
-    found = prompter.decode(it.sam.encode(held_out.image), ["red", "blue"]).best().masks()[:, 0].numpy()
-    for index in range(2):
-        overlaps = [(found[index] & mask).sum() / (found[index] | mask).sum() for mask in held_out.masks]
-        assert overlaps[index] > 0.5 > overlaps[1 - index]
+    sides = set()
+    for held_out in map(squares, range(100, 108)):  # the same mask for both words is right for neither
+        found = prompter.decode(it.sam.encode(held_out.image), ["red", "blue"]).best().masks()[:, 0].numpy()
+        overlaps = mask_iou(found, held_out.masks)
+        assert np.diag(overlaps).min() > 0.5 > overlaps[[0, 1], [1, 0]].max()
+        sides.add(bool(held_out.masks[0, :, :32].any()))
+    assert sides == {True, False}  # the place does not tell which is meant
 
 
 def test_options_that_make_no_sense_are_named():
