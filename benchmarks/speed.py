@@ -126,7 +126,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu_time else time.perf_counter
     sam = load_sam(args.model, checkpoint=args.checkpoint, device="cpu", dtype=args.dtype)
-    image = np.array(Image.open(args.image).convert("RGB"))
+    photo = Image.open(args.image).convert("RGB")
+    if args.megapixels:
+        scale = (args.megapixels * 1e6 / (photo.width * photo.height)) ** 0.5
+        photo = photo.resize((round(scale * photo.width), round(scale * photo.height)), Image.Resampling.BICUBIC)
+    image = np.array(photo)
     return {
         "model": args.model,
         "dtype": args.dtype,
@@ -159,6 +163,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=None, help='a file, or "random"')
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--image", type=Path, default=next(photo for photo in PHOTOS if photo.is_file()))
+    parser.add_argument("--megapixels", type=float, default=0, help="resize the photograph to so many; 0: as it is")
     parser.add_argument("--points-per-side", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")

@@ -120,8 +120,8 @@ def test_masks_are_upscaled_in_every_type(dtype: torch.dtype) -> None:
     found = upscaler(cells[0], upscaler.kernels(tokens[:, 1:], slice(1, None))[0])
     expected = decoder.upscale(cells, (8, 8), tokens)[0, 1:]
     rough = dtype == torch.bfloat16
-    assert found.dtype == (torch.float32 if rough else dtype)
-    torch.testing.assert_close(found.to(dtype), expected, rtol=0.05 if rough else 1e-3, atol=0.05 if rough else 1e-4)
+    assert found.dtype == expected.dtype == (torch.float32 if rough else dtype)
+    torch.testing.assert_close(found, expected, rtol=0.05 if rough else 1e-3, atol=0.05 if rough else 1e-4)
 
 
 @torch.no_grad()
