@@ -109,7 +109,8 @@ class MaskDecoder(nn.Module):
         kernels = torch.stack(
             [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # N K C/8
-        return products(kernels, upscaled.flatten(2)).unflatten(2, tuple(upscaled.shape[-2:]))
+        masks: torch.Tensor = products(kernels, upscaled.flatten(2)).unflatten(2, tuple(upscaled.shape[-2:]))
+        return masks
 
 
 def products(kernels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
