@@ -34,11 +34,12 @@ def summarise(
     history, out = outcome.history, Path(run.out)
     plot_if_possible(out / PLOT, history, title)
     before, after = figures(history[0]), figures(history[outcome.best_epoch])
+    best = str(outcome.best_epoch) if outcome.best_epoch else "0, as it came: no epoch was better"
     entries: dict[str, object] = {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "state": "finished" if outcome.finished else "stopped by a signal; the same command goes on",
         **about,
-        "epochs": f"{int(history[-1]['epoch'])} of {run.options.epochs}, best {outcome.best_epoch}",
+        "epochs": f"{int(history[-1]['epoch'])} of {run.options.epochs}, best {best}",
         "batch size": f"{run.batch_size} x {run.accumulate} x {run.workers.count} processes",
         "learning rate": run.lr,
         "minutes": round(outcome.seconds / 60, 1),

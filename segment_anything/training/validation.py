@@ -76,7 +76,9 @@ class Validation:
         if isinstance(classes, ClassHead):
             means["class_accuracy"] = accuracy
         miou = float(np.mean([means[name] for name in SCORED[options.prompts]]))
-        return {**means, "miou": miou, "score": miou}
+        # with a class head both count: else a run whose masks were good already would keep an untrained head as best
+        score = (miou + accuracy) / 2 if isinstance(classes, ClassHead) else miou
+        return {**means, "miou": miou, "score": score}
 
     def _semantic(self, sam: Sam, classes: ClassPrompts) -> dict[str, float]:
         """Mean over classes of the IoU of all pixels of the class, in original pixels."""
