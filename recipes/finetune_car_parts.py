@@ -3,9 +3,9 @@
     python recipes/finetune_car_parts.py --data ../shared/data/eval/car_parts --out runs/car_parts
 
 Divided by file name: with 50 photos 30 and 20. Aim: box mIoU on the held-out photos rises by 0.05 or more in under 20
-minutes on two cores. What was measured so far stands in docs/training.md. Prints a table with what the model scored before and after, for one
-click, three clicks and a box, and the minutes. The photos have no stated licence: this is a measurement, its weights
-are not published.
+minutes on two cores. What was measured stands in docs/training.md. Prints a table with what the model scored before
+and after, for one click, three clicks and a box, and the minutes. The photos have no stated licence: this is a
+measurement, its weights are not published.
 """
 
 import argparse

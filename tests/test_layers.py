@@ -27,8 +27,8 @@ ROWS = [
     ("one image", "predictor simulate visualize detectors text datasets _drawing"),
     (
         "whole image",
-        "automatic_mask_generator _amg_attributes _amg_values _amg_selection _amg_fast _amg_cuda _amg_filters grounding "
-        "export onnx fastsam interchange _transformers_layout",
+        "automatic_mask_generator _amg_attributes _amg_values _amg_selection _amg_fast _amg_cuda _amg_filters "
+        "grounding export onnx fastsam interchange _transformers_layout",
     ),
     ("learn, measure", "training evaluation"),
     ("engines", "data_engine batch"),
