@@ -29,7 +29,7 @@ def test_no_combination_that_counts_is_in_the_pictures_of_training(toy_text):
         assert drawn == set(toy_text.SEEN)
         assert not drawn & set(toy_text.HELD_OUT)
     assert set(toy_text.draw_crops(toy_text.SEEN, rng)[1].tolist()) == set(range(len(toy_text.SEEN)))
-    assert len(toy_text.SEEN) + len(toy_text.HELD_OUT) == 60
+    assert len(toy_text.SEEN) + len(toy_text.HELD_OUT) == 72
 
 
 def test_every_colour_and_every_shape_that_counts_is_seen_in_other_combinations(toy_text):
