@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), *([] if IS_ORIGIN
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from compare_original import HERE, ORIGINAL, PASS_BOTH, PASS_IOU, STABILITY_OFFSET, between  # noqa: E402
+from compare_original import HERE, PASS_BOTH, PASS_IOU, STABILITY_OFFSET, Original, between  # noqa: E402
 from filled import filled  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -190,14 +190,13 @@ def original_worker(arguments: dict[str, Any]) -> None:
 
 def measure_original(arguments: dict[str, Any]) -> Found | None:
     """The original package's figures, or None with a line of why."""
-    from compare_original import install_original
-
+    original = Original.of(arguments["model"])
     try:
-        install_original()
+        original.install()
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"the original package cannot be installed, so there is no comparison: {error}", file=sys.stderr)
         return None
-    path = os.pathsep.join(map(str, [ORIGINAL, HERE / "torchvision_stand_in"]))
+    path = os.pathsep.join(map(str, [original.folder, HERE / "torchvision_stand_in"]))
     command = [sys.executable, __file__, "--original-worker", json.dumps(arguments)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
