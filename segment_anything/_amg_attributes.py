@@ -3,14 +3,19 @@
 Knows no network: torch's generator and ONNX Runtime's are both children.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segment_anything._amg_clicks import build_all_layer_point_grids
+from segment_anything._amg_clicks import build_all_layer_point_grids, checked_grids
 from segment_anything._amg_options import AutomaticMaskOptions
+from segment_anything._amg_values import Explanation
+
+if TYPE_CHECKING:
+    from segment_anything.text import TextScorer
 
 
 class _Option:
@@ -45,6 +50,36 @@ class OptionAttributes:
     crop_n_points_downscale_factor = _Option()
     min_mask_region_area = _Option()
     output_mode = _Option()
+
+    def _take(
+        self,
+        options: AutomaticMaskOptions,
+        *,
+        point_grids: Sequence[npt.NDArray[Any]] | None,
+        explain: bool,
+        labels: Sequence[str] | None,
+        scorer: "TextScorer | None",
+    ) -> None:
+        """Check and keep what a generator is made with; wrong labels are refused now, not after minutes of masks."""
+        self.options = options
+        self._given_grids = (
+            None if point_grids is None else checked_grids(point_grids, options.points_per_side, options.crop_n_layers)
+        )
+        if options.points_per_side is None and point_grids is None:
+            raise ValueError("points_per_side must be a whole number unless point_grids is given, but both are None")
+        if labels is not None and scorer is None:
+            raise ValueError(
+                "scorer is needed to name masks by labels: pass scorer=TextScorer(TransformersEncoder(FOLDER)), "
+                "both of segment_anything.text."
+            )
+        self.labels: list[str] | None = None
+        if labels is not None:
+            from segment_anything.text.phrases import check_labels
+
+            self.labels = check_labels(labels)
+        self.scorer = scorer
+        self.explain = explain
+        self.last_explanation: Explanation | None = None
 
     @property
     def point_grids(self) -> list[npt.NDArray[np.float64]]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from segment_anything._amg_attributes import OptionAttributes
-from segment_anything._amg_clicks import batch_iterator, checked_grids, generate_crop_boxes
+from segment_anything._amg_clicks import batch_iterator, generate_crop_boxes
 from segment_anything._amg_filters import filter_proposals
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_selection import as_records, clean_small_regions
@@ -84,7 +84,7 @@ class SamAutomaticMaskGenerator(OptionAttributes):
                 given, labels come without a scorer, or one of them is empty or there twice.
         """
         self.model = model
-        self.options = AutomaticMaskOptions(
+        options = AutomaticMaskOptions(
             points_per_side=points_per_side,
             points_per_batch=points_per_batch,
             pred_iou_thresh=pred_iou_thresh,
@@ -101,17 +101,7 @@ class SamAutomaticMaskGenerator(OptionAttributes):
             max_mask_area=max_mask_area,
             overlap=overlap,
         )
-        self._given_grids = None if point_grids is None else checked_grids(point_grids, points_per_side, crop_n_layers)
-        if points_per_side is None and point_grids is None:
-            raise ValueError("points_per_side must be a whole number unless point_grids is given, but both are None")
-        if labels is not None and scorer is None:
-            raise ValueError(
-                "scorer is needed to name masks by labels: pass scorer=TextScorer(TransformersEncoder(FOLDER)), "
-                "both of segment_anything.text."
-            )
-        self.labels, self.scorer = None if labels is None else _checked_labels(labels), scorer
-        self.explain = explain
-        self.last_explanation: Explanation | None = None
+        self._take(options, point_grids=point_grids, explain=explain, labels=labels, scorer=scorer)
 
     @cached_property
     def predictor(self) -> SamPredictor:
@@ -215,10 +205,3 @@ class SamAutomaticMaskGenerator(OptionAttributes):
         mask_data["boxes"] = torch.as_tensor(cleaned, device=boxes.device) if is_tensor else cleaned
         mask_data.filter(torch.from_numpy(kept))
         return mask_data
-
-
-def _checked_labels(labels: Sequence[str]) -> list[str]:
-    """Labels that are refused now, not after minutes of masks."""
-    from segment_anything.text.phrases import check_labels
-
-    return check_labels(labels)

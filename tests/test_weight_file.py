@@ -83,7 +83,7 @@ def test_pixel_statistics_are_no_weights(tmp_path: Path) -> None:
     assert_holds_weights(saved(tmp_path / "a.pth", {**WEIGHTS, "pixel_mean": torch.ones(3, 1, 1)}))
 
 
-def refused(path: Path, words: str, expected_bytes: int | None = None) -> None:
+def assert_refused(path: Path, words: str, expected_bytes: int | None = None) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         read_weight_file(path, expected_bytes)
     assert str(path) in str(caught.value)
@@ -96,75 +96,81 @@ def written(path: Path, content: bytes) -> Path:
 
 
 def test_an_empty_file_is_named_so(tmp_path: Path) -> None:
-    refused(written(tmp_path / "a.pth", b""), r"is empty \(0 bytes\)")
+    assert_refused(written(tmp_path / "a.pth", b""), r"is empty \(0 bytes\)")
 
 
 def test_a_web_page_is_named_so(tmp_path: Path) -> None:
-    refused(written(tmp_path / "a.pth", b"\n <!DOCTYPE html><html>Not found"), "is a web page, not weights")
+    assert_refused(written(tmp_path / "a.pth", b"\n <!DOCTYPE html><html>Not found"), "is a web page, not weights")
 
 
 def test_a_git_lfs_pointer_is_named_so_with_the_size_it_points_to(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 375042383\n"
-    refused(written(tmp_path / "a.pth", pointer), "Git LFS pointer to 375042383 bytes.*`git lfs pull`")
+    assert_refused(written(tmp_path / "a.pth", pointer), "Git LFS pointer to 375042383 bytes.*`git lfs pull`")
 
 
 def test_any_other_file_is_named_by_its_first_bytes(tmp_path: Path) -> None:
-    refused(written(tmp_path / "a.pth", b"\x89PNG\r\n\x1a\nabc"), r"is not a weight file: it starts with b'\\x89PNG")
+    assert_refused(
+        written(tmp_path / "a.pth", b"\x89PNG\r\n\x1a\nabc"), r"is not a weight file: it starts with b'\\x89PNG"
+    )
 
 
 def test_a_pth_file_cut_short_is_named_so_with_the_bytes_expected(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", WEIGHTS)
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-100])
-    refused(path, f"is cut short or damaged: {size - 100} of {size} bytes", expected_bytes=size)
+    assert_refused(path, f"is cut short or damaged: {size - 100} of {size} bytes", expected_bytes=size)
 
 
 def test_a_safetensors_file_cut_short_is_named_so_with_the_bytes_needed(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
-    refused(
+    assert_refused(
         written(tmp_path / "b.safetensors", content[:-1]), f"is cut short: {len(content) - 1} of {len(content)} bytes"
     )
-    refused(written(tmp_path / "c.safetensors", content[:40]), r"is cut short: its header ends early \(40 bytes\)")
+    assert_refused(
+        written(tmp_path / "c.safetensors", content[:40]), r"is cut short: its header ends early \(40 bytes\)"
+    )
 
 
 def test_a_damaged_safetensors_header_is_named_so(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
-    refused(written(tmp_path / "b.safetensors", content[:9] + b"?" + content[10:]), "header cannot be read")
+    assert_refused(written(tmp_path / "b.safetensors", content[:9] + b"?" + content[10:]), "header cannot be read")
 
 
 def test_an_old_pth_file_cut_short_is_named_damaged(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", WEIGHTS, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[:-10])
-    refused(path, "is damaged")
+    assert_refused(path, "is damaged")
 
 
 def test_an_archive_of_something_else_is_named_by_what_it_holds(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("photo.jpg", b"")
-    refused(tmp_path / "a.pth", "ZIP archive without PyTorch weights; it holds photo.jpg")
+    assert_refused(tmp_path / "a.pth", "ZIP archive without PyTorch weights; it holds photo.jpg")
 
 
 def test_a_torchscript_program_is_named_so(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("a/data.pkl", b"")
         archive.writestr("a/constants.pkl", b"")
-    refused(tmp_path / "a.pt", "is a TorchScript program")
+    assert_refused(tmp_path / "a.pt", "is a TorchScript program")
 
 
 def test_a_whole_pickled_model_is_refused_by_the_name_of_its_class(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", torch.nn.Linear(2, 2))
-    refused(path, r"holds a pickled torch.nn.modules.linear.Linear, .*run code.*save model.state_dict\(\)")
+    assert_refused(path, r"holds a pickled torch.nn.modules.linear.Linear, .*run code.*save model.state_dict\(\)")
 
 
 @pytest.mark.parametrize("content", [[torch.ones(1)], torch.ones(1)])
 def test_what_is_no_dictionary_is_named_by_its_type(tmp_path: Path, content: Any) -> None:
-    refused(saved(tmp_path / "a.pth", content), f"holds a {type(content).__name__}, expected a state dict")
+    assert_refused(saved(tmp_path / "a.pth", content), f"holds a {type(content).__name__}, expected a state dict")
 
 
 def test_a_dictionary_without_tensors_is_named_by_its_keys(tmp_path: Path) -> None:
-    refused(saved(tmp_path / "a.pth", {"epoch": 3, "lr": 0.1}), "holds no tensors by name; its keys are epoch, lr")
+    assert_refused(
+        saved(tmp_path / "a.pth", {"epoch": 3, "lr": 0.1}), "holds no tensors by name; its keys are epoch, lr"
+    )
 
 
 def test_the_error_is_caught_by_programs_written_for_the_original(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segment_anything._amg_attributes import OptionAttributes
-from segment_anything._amg_clicks import batch_iterator, checked_grids, generate_crop_boxes
+from segment_anything._amg_clicks import batch_iterator, generate_crop_boxes
 from segment_anything._amg_fast import measure_tiled
 from segment_anything._amg_options import AutomaticMaskOptions
 from segment_anything._amg_selection import as_records, select
@@ -71,7 +71,7 @@ class OnnxMaskGenerator(OptionAttributes):
                 given, labels come without a scorer, or one of them is empty or there twice.
         """
         self.model = model if isinstance(model, OnnxModel) else OnnxModel(model)
-        self.options = AutomaticMaskOptions(
+        options = AutomaticMaskOptions(
             points_per_side=points_per_side,
             points_per_batch=points_per_batch,
             pred_iou_thresh=pred_iou_thresh,
@@ -88,14 +88,7 @@ class OnnxMaskGenerator(OptionAttributes):
             max_mask_area=max_mask_area,
             overlap=overlap,
         )
-        self._given_grids = None if point_grids is None else checked_grids(point_grids, points_per_side, crop_n_layers)
-        if points_per_side is None and point_grids is None:
-            raise ValueError("points_per_side must be a whole number unless point_grids is given, but both are None")
-        if labels is not None and scorer is None:
-            raise ValueError("scorer is needed to name masks by labels: pass a segment_anything.text.TextScorer.")
-        self.labels, self.scorer = None if labels is None else _checked_labels(labels), scorer
-        self.explain = explain
-        self.last_explanation: Explanation | None = None
+        self._take(options, point_grids=point_grids, explain=explain, labels=labels, scorer=scorer)
 
     @cached_property
     def predictor(self) -> OnnxPredictor:
@@ -162,10 +155,3 @@ class OnnxMaskGenerator(OptionAttributes):
         chosen = OnnxDecoded(logits[good], iou[good], decoded.geometry)
         points_xy = batch.points_xy[good // masks]
         return measure_tiled(chosen, points_xy, batch, self.options, self.model.mask_threshold, counts)
-
-
-def _checked_labels(labels: Sequence[str]) -> list[str]:
-    """Labels that are refused now, not after minutes of masks."""
-    from segment_anything.text.phrases import check_labels
-
-    return check_labels(labels)
