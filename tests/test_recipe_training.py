@@ -1,26 +1,16 @@
-"""The recipes that prove fine-tuning and distillation, on small pictures: what is held out, and what they print."""
+"""The recipes that prove learning, on small pictures: what is held out, and what they print."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import toy_data
-from test_recipe_nano import RECIPES
+from test_recipe_nano import run
 from toy_shapes import write_shapes
 
 from segment_anything import load_sam
 from segment_anything.checkpoints import save_checkpoint
-
-
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(RECIPES / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +88,27 @@ def test_distilling_prints_what_the_student_had_has_and_could_have(
     assert rows["cosine of embeddings"][1] > rows["cosine of embeddings"][0]
     assert rows["square error of embeddings"][1] < rows["square error of embeddings"][0]
     assert rows["box mIoU with the teacher's masks"][2] == 1.0
+
+
+def test_car_parts_are_tested_at_both_sizes(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    options = ("--data", pictures, "--checkpoint", weights, "--out", tmp_path, "--epochs", 1)
+    shown = run("finetune_car_parts.py", *options, "--image-size", 64, "--test-size", 128)
+    learned, tested = shown.split("Tested at 128 pixels:")
+    for part in (learned, tested):
+        rows = [line.split("|") for line in part.splitlines() if line.count("|") == 5]
+        titles = [cells[1].strip() for cells in rows[2:]]
+        assert titles == ["1 click", "3 clicks", "box"]
+        for _, _, before, after, gain, _ in rows[2:]:
+            assert float(gain) == pytest.approx(float(after) - float(before), abs=0.0011)
+
+
+def test_masked_autoencoding_prints_what_blind_guesses_lose(pictures: Path, tmp_path: Path) -> None:
+    shown = run("pretrain_small.py", "--data", pictures / "images", "--out", tmp_path, "--epochs", 1)
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[2].strip() for line in shown.splitlines() if line.count("|") == 3
+    }
+    losses = {name: float(value) for name, value in rows.items() if value[:1].isdigit()}
+    assert list(losses) == ["grey", "colour of what is seen", "network", "network before training"]
+    assert losses["grey"] == pytest.approx(1.0, abs=0.05)
+    assert losses["network"] < losses["network before training"]
+    assert (tmp_path / "look.png").is_file()
