@@ -3,10 +3,13 @@
     python benchmarks/training.py                        nano and vit_b, decoder on cached embeddings; estimates
     python benchmarks/training.py --full                 also steps that train the encoder (vit_b: minutes on a CPU)
     python benchmarks/training.py --models nano --json
+    python benchmarks/training.py --models nano --presets cpu 8gb 16gb 24gb 80gb     peak memory of the presets alone
 
 A "round" is one prompt of one object, decoded and differentiated; the paper gives each object 11 of them. Speed does
 not depend on the weights, so they are random. Peak memory of the presets is estimated; what can be measured here (the
 kernel's high-water mark of resident memory over one step, in a process of its own; Linux) is put beside the estimate.
+`--presets` measures a step of each with one round instead of eleven, which are differentiated one after the other and
+need no more memory; on the CPU, where activations take what they take on a GPU and workspaces of kernels differ.
 Keep the machine otherwise idle; where it is not, `..._per_cpu_s` (by the processor time of all threads together) says
 with OMP_NUM_THREADS=1 what a core of its own would do.
 """
@@ -16,11 +19,12 @@ import json
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 GIB = 2**30
-OBJECTS = 8
+OBJECTS, ROUNDS = 8, 3
 SIZE_HW = (400, 512)
 
 
@@ -32,8 +36,18 @@ def resident_bytes(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}; this benchmark is for Linux")
 
 
-def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[str, Any]:
-    """Time one training step of one image with eight objects, three rounds each. Runs in a child process."""
+def measure_step(
+    name: str,
+    train: str,
+    precision: str,
+    repeats: int,
+    *,
+    images: int = 1,
+    objects: int = OBJECTS,
+    rounds: int = ROUNDS,
+    checkpointing: bool = False,
+) -> dict[str, Any]:
+    """Time one training step of some images with some objects each. Runs in a child process."""
     import numpy as np
     import torch
 
@@ -44,7 +58,7 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
     from segment_anything.training.finetune_options import FinetuneOptions
     from segment_anything.training.memory import estimate_memory
     from segment_anything.training.options import LoopOptions
-    from segment_anything.training.prepare import choose_trained
+    from segment_anything.training.prepare import checkpoint_blocks, choose_trained
     from segment_anything.training.sam_task import SamTask, Trainee
     from segment_anything.training.sources import EmbeddingSource, Frame, ImageSource, TrainingItem
     from segment_anything.training.validation import Validation
@@ -52,23 +66,26 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
     keep_freed_memory()  # as the commands do
     sam = load_sam(name, checkpoint="random", device="cpu")
     choose_trained(sam, train, 8)
+    if checkpointing and train != "decoder":
+        checkpoint_blocks(sam.image_encoder)
     options, _ = FinetuneOptions(
-        preset="cpu", train=train, rounds=3, objects=OBJECTS, precision=precision, checkpointing=False
+        preset="cpu", train=train, rounds=rounds, objects=objects, precision=precision, checkpointing=checkpointing
     ).filled(LoopOptions(), None)
     frame, empty = Frame(sam.image_size, sam.mask_input_size), Dataset(Path(), "none", ())
-    source: EmbeddingSource | ImageSource = ImageSource(empty, frame, NO_AUGMENTATION, OBJECTS, 0)
+    source: EmbeddingSource | ImageSource = ImageSource(empty, frame, NO_AUGMENTATION, objects, 0)
     if train == "decoder":
-        source = EmbeddingSource(empty, (), frame, NO_AUGMENTATION, OBJECTS, 0)
+        source = EmbeddingSource(empty, (), frame, NO_AUGMENTATION, objects, 0)
     task = SamTask(Trainee(sam, None), source, Validation(empty, frame), options, {})
-    masks = np.zeros((OBJECTS, *SIZE_HW), dtype=bool)
+    masks = np.zeros((objects, *SIZE_HW), dtype=bool)
     for number, mask in enumerate(masks):
-        mask[20 * number : 20 * number + 90, 10 * number : 10 * number + 120] = True
-    targets = frame.targets(masks, np.zeros(OBJECTS), OBJECTS, (0,))
+        top, left = 20 * number % 300, 10 * number % 380
+        mask[top : top + 90, left : left + 120] = True
+    targets = frame.targets(masks, np.zeros(objects), objects, (0,))
     cells = sam.prompt_encoder.image_embedding_size
     image = torch.randn(1, sam.prompt_encoder.embed_dim, *cells)
     if train != "decoder":
         image = torch.randint(0, 256, (3, *targets.input_size_hw), dtype=torch.uint8)
-    item = TrainingItem("benchmark", image, targets, seed=0)
+    batch = [TrainingItem("benchmark", image, targets, seed=number) for number in range(images)]
     task.module.train()
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -76,23 +93,43 @@ def measure_step(name: str, train: str, precision: str, repeats: int) -> dict[st
     for _ in range(repeats + 1):
         task.module.zero_grad(set_to_none=True)
         start, cpu_start = time.perf_counter(), time.process_time()
-        task.learn([item])
+        task.learn(batch)
         seconds.append(time.perf_counter() - start)
         computing.append(time.process_time() - cpu_start)
     best, best_cpu = (min(values[1:] or values) for values in (seconds, computing))
-    estimate = estimate_memory(sam, batch_size=1, objects=OBJECTS, precision=precision)
+    estimate = estimate_memory(sam, batch_size=images, objects=objects, precision=precision)
     return {
         "model": name,
         "train": train,
         "precision": precision,
         "threads": torch.get_num_threads(),
-        "images_per_s": round(1 / best, 3),
-        "rounds_per_s": round(3 * OBJECTS / best, 1),
-        "images_per_cpu_s": round(1 / best_cpu, 3),
-        "rounds_per_cpu_s": round(3 * OBJECTS / best_cpu, 1),
+        "images_per_s": round(images / best, 3),
+        "rounds_per_s": round(images * rounds * objects / best, 1),
+        "images_per_cpu_s": round(images / best_cpu, 3),
+        "rounds_per_cpu_s": round(images * rounds * objects / best_cpu, 1),
         "step_memory_gib": round((resident_bytes("VmHWM") - before) / GIB, 2),
         "estimated_step_gib": round((estimate.total - estimate.weights - estimate.optimizer) / GIB, 2),
     }
+
+
+def measure_preset(model: str, preset_name: str) -> dict[str, Any]:
+    """Peak memory of one step by a preset, of one round, beside the estimate."""
+    from segment_anything.training.finetune_options import PRESETS
+    from segment_anything.training.precision import fastest_precision
+
+    preset = PRESETS[preset_name]
+    step = in_child(
+        name=model,
+        train=preset.train,
+        precision=fastest_precision(),  # bf16 imitated by a processor takes ten times as long
+        repeats=0,
+        images=preset.batch_size,
+        objects=preset.objects,
+        rounds=1,
+        checkpointing=preset.checkpointing,
+    )
+    kept = ("model", "train", "precision", "step_memory_gib", "estimated_step_gib")
+    return {"preset": preset_name, "images": preset.batch_size, "objects": preset.objects} | {k: step[k] for k in kept}
 
 
 def estimate_presets(models: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -138,8 +175,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["nano", "vit_b"])
     parser.add_argument("--full", action="store_true", help="also train the encoder")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--presets", nargs="+", default=[], help="measure the peak memory of these presets alone")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.presets:
+        for name, preset in product(given.models, given.presets):
+            row = measure_preset(name, preset)
+            print(json.dumps(row) if given.json else "  ".join(f"{key} {value}" for key, value in row.items()))
+        return
     steps = []
     for name in given.models:
         for train in ("decoder", "all") if given.full else ("decoder",):

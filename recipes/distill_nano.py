@@ -24,6 +24,7 @@ from segment_anything.prompts import Prompt
 from segment_anything.training.allocator import keep_freed_memory
 from segment_anything.training.distill import adopt, distill
 from segment_anything.training.options import LoopOptions
+from segment_anything.training.precision import fastest_precision
 from segment_anything.training.pretrain_options import DistillOptions
 
 IMAGES, OBJECTS = 40, 8
@@ -79,7 +80,7 @@ def main() -> None:
         student,
         given.data,
         given.out,
-        DistillOptions(precision="bf16"),
+        DistillOptions(precision=fastest_precision()),
         LoopOptions(epochs=given.epochs, progress=False),
     )
     minutes, computing = (time.perf_counter() - started) / 60, (time.process_time() - computed) / 60

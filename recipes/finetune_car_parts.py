@@ -22,6 +22,7 @@ from segment_anything.training.allocator import keep_freed_memory
 from segment_anything.training.finetune import FinetuneResult, finetune
 from segment_anything.training.finetune_options import DataOptions, FinetuneOptions
 from segment_anything.training.options import LoopOptions
+from segment_anything.training.precision import fastest_precision
 
 
 def table(result: FinetuneResult, started: float) -> str:
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="weights of nano to start from; by default the bundled ones")
     parser.add_argument("--out", type=Path, default=Path("runs/car_parts"))
     parser.add_argument("--train", default="all", help="decoder, lora or all")
+    parser.add_argument("--prompts", default="both", help="first prompts while learning: points, boxes or both")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--image-size", type=int, default=384, help="side of the input while learning")
@@ -59,7 +61,14 @@ def main() -> None:
         DataOptions(data=given.data, valid_fraction=0.4),
         given.out,
         FinetuneOptions(
-            preset="cpu", train=given.train, rounds=1, objects=16, precision="bf16", loss="near", valid_objects=5
+            preset="cpu",
+            train=given.train,
+            prompts=given.prompts,
+            rounds=1,
+            objects=16,
+            precision=fastest_precision(),
+            loss="near",
+            valid_objects=5,
         ),
         # nano is shallow: its first layers learn as fast as its last
         LoopOptions(epochs=given.epochs, lr=given.lr, layer_decay=1.0, average=0.98, progress=False),

@@ -34,6 +34,7 @@ from segment_anything.training.finetune import finetune
 from segment_anything.training.finetune_options import DataOptions, FinetuneOptions
 from segment_anything.training.measure import iou_of_boxes, iou_of_clicks
 from segment_anything.training.options import LoopOptions
+from segment_anything.training.precision import fastest_precision
 from segment_anything.training.targets import limit_objects
 
 LEARNED, USED, CHOOSING_EVERY = 50, 62, 6
@@ -105,7 +106,7 @@ def main() -> None:
             train=given.train,
             rounds=1,
             objects=16,
-            precision="bf16",
+            precision=fastest_precision(),
             loss="near",
             flip_vertical=0.5,
             valid_objects=5,

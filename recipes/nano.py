@@ -4,8 +4,8 @@
 
 Every step: one encoding of a batch of crops; four objects in each, two by a noisy box, two by a point; then up to four
 rounds of corrections (points from the error region, with the last mask as prompt), drawn by `simulate.py`. Weights and
-activations are bfloat16, with float32 master weights, and an exponential moving average is what gets published. The run
-saves itself and goes on where it stopped.
+activations are bfloat16 where the processor multiplies in it, with float32 master weights, and an exponential moving
+average is what gets published. The run saves itself and goes on where it stopped.
 
 Learning rate: warm-up, constant, then linear to zero over the last part, so that `--steps` may be changed on resume.
 """
@@ -27,6 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from nano_data import CropOptions, Crops, Packed, pack
 from nano_optimizer import Master
 from nano_step import Nano, check, train_step
+
+from segment_anything.training.allocator import keep_freed_memory
+from segment_anything.training.precision import fastest_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ class Options:
     """Processes that cut crops."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    precision: str = "auto"
+    """float32, bf16, or auto: bf16 on a GPU and on a processor with AVX512_BF16 or AMX."""
     muon: float = 1.0
     """Factor of the learning rate for matrices under Muon; 0 uses AdamW for all."""
     minutes: float = 0.0
@@ -138,6 +143,7 @@ def _seed_worker(worker: int) -> None:
 def main(options: Options) -> None:
     """Train until the last step or the time limit; a killed run goes on from its last checkpoint."""
     started = time.time()
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     cache, out = Path(options.cache), Path(options.out)
@@ -156,7 +162,8 @@ def main(options: Options) -> None:
             start = torch.load(options.init, map_location=device, weights_only=True)["weights"]
         missing = model.load_state_dict(start, strict=False).missing_keys
         print(f"weights from {options.init}; {len(missing)} entries are new", flush=True)
-    master = Master(model, lr=options.lr, weight_decay=options.weight_decay, muon=options.muon, half=True)
+    half = "bf16" in (options.precision, fastest_precision(device) if options.precision == "auto" else None)
+    master = Master(model, lr=options.lr, weight_decay=options.weight_decay, muon=options.muon, half=half)
     step, seconds = 0, 0.0
     last = out / "last.pt"
     if last.is_file():

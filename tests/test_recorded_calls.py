@@ -142,6 +142,27 @@ def test_threads_take_turns() -> None:
     assert wrong == []
 
 
+@torch.no_grad()
+def test_one_image_may_be_encoded_while_another_is_decoded() -> None:
+    model, recorded, wrong = toy_sam(), RecordedSam(Repeats()), []
+    given = prompts(3, "points", model.mask_input_size)
+
+    @torch.no_grad()
+    def encode() -> None:
+        try:
+            for _ in range(100):
+                recorded.encode(model.image_encoder, torch.zeros(1, 3, 64, 64))
+        except AssertionError as error:
+            wrong.append(error)
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    for _ in range(100):
+        recorded.decode(model.prompt_encoder, model.mask_decoder, torch.zeros(1, 32, 4, 4), *given.values(), True)  # type: ignore[arg-type]
+    thread.join()
+    assert wrong == []
+
+
 def test_nothing_is_recorded_on_a_cpu() -> None:
     assert not CudaGraphs().takes(CPU)
     with torch.no_grad():

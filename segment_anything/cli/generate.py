@@ -2,6 +2,7 @@
 
 Finished images are skipped, so an interrupted run goes on where it was. Files appear only when they are whole.
 An image that cannot be read is told in one line and the rest goes on; the exit status is 1 if any failed.
+While the masks of one image are found and written, the next is read already, and on a CUDA GPU encoded.
 
     segment-anything generate photo.jpg --out masks --format overlay
     segment-anything generate 'photos/**/*.jpg' --out masks --format rle,coco
@@ -12,6 +13,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segment_anything._amg_options import AutomaticMaskOptions
+from segment_anything.cli._ahead import one_ahead
 from segment_anything.cli._console import complaints
 from segment_anything.cli._files import write_json
 from segment_anything.cli._jobs import Job, find_jobs
@@ -30,7 +34,11 @@ from segment_anything.cli._results import PER_IMAGE, Result, check_formats, read
 from segment_anything.images import MAX_PIXELS, read_image
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+    from segment_anything.embedding import ImageEmbedding
+    from segment_anything.modeling import Sam
 
 
 @dataclass
@@ -111,6 +119,26 @@ def _generator(model: ModelOptions, masks: AutomaticMaskOptions, explain: bool) 
     return SamAutomaticMaskGenerator(model.load(), **options, explain=explain)
 
 
+def _encode_if_possible(sam: Sam, pixels: np.ndarray) -> ImageEmbedding | None:
+    """The embedding, or None: at its turn the image has more memory to itself, and what is still wrong is told then."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return sam.encode(pixels)
+    except (MemoryError, RuntimeError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What can be had of an image before its turn."""
+
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    embedding: ImageEmbedding | None
+
+
 @dataclass
 class _Run:
     """One run over many images."""
@@ -121,32 +149,47 @@ class _Run:
     max_pixels: int | None
     summary: Summary
     console: Console = field(default_factory=complaints)
+    encodes_ahead_on: Sequence[str] = ("cuda",)
+    """Kinds of devices that encode an image before its turn. A CPU is busy with the image in hand; on Apple's GPUs two
+    threads crash each other (https://github.com/pytorch/pytorch/issues/197805)."""
 
     def do(self, jobs: Sequence[Job], make_generator: Callable[[], SamAutomaticMaskGenerator]) -> Summary:
         """Write what is wanted of each image and not there yet. Without a new image no model is loaded."""
         pending = [job for job in jobs if self.overwrite or not _finished(job, self.formats, self.out)]
         self.summary.skipped = len(jobs) - len(pending)
-        new = any(self.overwrite or not _finished(job, ("rle",), self.out) for job in pending)
-        generator = make_generator() if new else None
+        generator = make_generator() if any(map(self._is_new, pending)) else None
+        loaded = one_ahead(pending, lambda job: self._load(job, generator))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=hidden) as progress:
-            for job in progress.track(pending, description="images"):
-                self._do_one(job, generator)
+        with closing(loaded), Progress(*columns, console=self.console, transient=True, disable=hidden) as progress:
+            for job, loading in progress.track(loaded, total=len(pending), description="images"):
+                self._do_one(job, loading, generator)
         return self.summary
 
-    def _do_one(self, job: Job, generator: SamAutomaticMaskGenerator | None) -> None:
+    def _is_new(self, job: Job) -> bool:
+        return self.overwrite or not _finished(job, ("rle",), self.out)
+
+    def _load(self, job: Job, generator: SamAutomaticMaskGenerator | None) -> _Loaded:
+        """In the thread that is one image ahead."""
+        pixels = read_image(job.image, max_pixels=self.max_pixels)
+        if generator is None or generator.model.device.type not in self.encodes_ahead_on or not self._is_new(job):
+            return _Loaded(pixels, None)
+        return _Loaded(pixels, _encode_if_possible(generator.model, pixels))
+
+    def _do_one(self, job: Job, loading: Future[_Loaded], generator: SamAutomaticMaskGenerator | None) -> None:
         try:
-            pixels = read_image(job.image, max_pixels=self.max_pixels)
+            image = loading.result()
             records = None if self.overwrite else read_records(job, self.out)
             if records is None and generator is not None:
-                records = [*generator.generate(pixels)]
+                records = [*generator.generate(image.pixels, embedding=image.embedding)]
                 if generator.last_explanation:
                     self.console.print(f"{job.image}\n{generator.last_explanation}")
         except (ValueError, OSError, MemoryError, RuntimeError) as error:  # of this image: the others go on
             self._note_failure(job.image, error)
             return
-        result = Result(job, pixels, records or [])
+        finally:
+            del loading  # it holds the error, whose traceback holds this frame: they would keep each other
+        result = Result(job, image.pixels, records or [])
         for format, path in targets(job, self.formats, self.out).items():
             if self.overwrite or not path.exists():
                 PER_IMAGE[format].write(path, result)

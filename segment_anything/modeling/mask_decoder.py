@@ -13,7 +13,9 @@ from typing import Self
 import torch
 from torch import nn
 
+from segment_anything.modeling.cells import can_upscale, upscale
 from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.linear import is_exported
 
 
 class MaskDecoder(nn.Module):
@@ -105,10 +107,13 @@ class MaskDecoder(nn.Module):
         self, image: torch.Tensor, size_hw: tuple[int, int] | torch.Size, mask_tokens: torch.Tensor
     ) -> torch.Tensor:
         """Image (N, g * g, C) and mask tokens (N, K, C) -> logits (N, K, 4g, 4g), see `products`."""
-        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(size_hw)))  # N C/8 4g 4g
         kernels = torch.stack(
             [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # N K C/8
+        is_learning = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_exported()
+        if is_learning and image.device.type == "cpu" and can_upscale(self.output_upscaling):
+            return upscale(self.output_upscaling, image, size_hw, kernels)
+        upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(size_hw)))  # N C/8 4g 4g
         masks: torch.Tensor = products(kernels, upscaled.flatten(2)).unflatten(2, tuple(upscaled.shape[-2:]))
         return masks
 

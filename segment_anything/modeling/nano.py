@@ -230,9 +230,9 @@ class DrawnPromptEncoder(PromptEncoder):
 
     def ground(self, dense: torch.Tensor, image_embeddings: torch.Tensor) -> torch.Tensor:
         """See `PromptEncoder.ground`: the drawn prompt spreads over the image around it."""
-        source = (image_embeddings + dense).contiguous(memory_format=torch.channels_last)
-        mixed: torch.Tensor = self.mixer(source)
-        return mixed - image_embeddings
+        image = image_embeddings.contiguous(memory_format=torch.channels_last)  # or each sum below is a slow one
+        mixed: torch.Tensor = self.mixer((image + dense).contiguous(memory_format=torch.channels_last))
+        return mixed - image
 
     def _cells(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Centres of the cells in cell units: x (1, 1, g) and y (1, g, 1)."""

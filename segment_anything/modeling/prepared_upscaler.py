@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
+from segment_anything.modeling.cells import per_cell
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.linear import linear
 from segment_anything.modeling.mask_decoder import MaskDecoder
@@ -29,7 +30,7 @@ class Upscaler:
         self.hypernetworks = decoder.output_hypernetworks_mlps
         self.size_hw = size_hw
         self.norm = norm
-        self.first, self.second = _per_cell(first), _per_cell(second)
+        self.first, self.second = per_cell(first), per_cell(second)
         self.rows = max(1, 2**17 // (size_hw[1] * self.first[0].shape[0]))  # 2**17 values fit a core's cache
 
     def kernels(self, tokens: torch.Tensor, chosen: slice) -> torch.Tensor:
@@ -58,10 +59,3 @@ class Upscaler:
 def _as_pairs(x: torch.Tensor) -> torch.Tensor:
     """The last axis, of two, as one number of twice the width, which is moved in one go (10 times faster)."""
     return x.view(torch.int64) if x.dtype == torch.float32 else x
-
-
-def _per_cell(layer: nn.ConvTranspose2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight (4 * out, in) and bias (4 * out,) of the linear layer from a cell to its children, row by row."""
-    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()  # in out y x -> y x out, in
-    assert layer.bias is not None
-    return weight, layer.bias.repeat(4)

@@ -52,8 +52,9 @@ class TwoWayTransformer(nn.Module):
         Returns:
             The tokens (B, T, C) and the image (B, h * w, C).
         """
-        keys = image_embedding.flatten(2).transpose(1, 2)  # B N C
-        key_pe = image_pe.flatten(2).transpose(1, 2)
+        # In memory order: sums of differently laid out tensors, and their gradients, take six times as long.
+        keys = image_embedding.flatten(2).transpose(1, 2).contiguous()  # B N C
+        key_pe = image_pe.flatten(2).transpose(1, 2).contiguous()
         queries = point_embedding
         for layer in self.layers:
             queries, keys = layer(queries, keys, point_embedding, key_pe)
@@ -95,9 +96,10 @@ class TwoWayAttentionBlock(nn.Module):
             q = queries + query_pe
             queries = queries + self.self_attn(q=q, k=q, v=queries)
         queries = self.norm1(queries)
-        queries = self.norm2(queries + self.cross_attn_token_to_image(q=queries + query_pe, k=keys + key_pe, v=keys))
+        coded = keys + key_pe
+        queries = self.norm2(queries + self.cross_attn_token_to_image(q=queries + query_pe, k=coded, v=keys))
         queries = self.norm3(queries + self.mlp(queries))
-        keys = self.norm4(keys + self.cross_attn_image_to_token(q=keys + key_pe, k=queries + query_pe, v=queries))
+        keys = self.norm4(keys + self.cross_attn_image_to_token(q=coded, k=queries + query_pe, v=queries))
         return queries, keys
 
 

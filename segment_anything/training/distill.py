@@ -25,9 +25,9 @@ from segment_anything.training.files import write_checkpoint
 from segment_anything.training.loop import Loop
 from segment_anything.training.options import LoopOptions
 from segment_anything.training.photos import as_tensor, find_photos, hold_out, read_photo
+from segment_anything.training.precision import Precision
 from segment_anything.training.prepare import model_seed
 from segment_anything.training.pretrain_options import DistillOptions
-from segment_anything.training.sam_task import Precision
 from segment_anything.training.sources import View, read_features
 from segment_anything.training.summary import summarise
 from segment_anything.training.task import Learned

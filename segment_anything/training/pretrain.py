@@ -17,9 +17,9 @@ from segment_anything.training.files import write_whole
 from segment_anything.training.loop import Loop
 from segment_anything.training.options import LoopOptions
 from segment_anything.training.photos import Crops, Photo, find_photos, hold_out
+from segment_anything.training.precision import Precision
 from segment_anything.training.prepare import model_seed
 from segment_anything.training.pretrain_options import PretrainOptions
-from segment_anything.training.sam_task import Precision
 from segment_anything.training.summary import summarise
 from segment_anything.training.task import Learned
 

@@ -106,6 +106,7 @@ def train_on_image(
         Indices of the objects (those with a point and those with a box take turns), and their round.
     """
     boxed = draw_kinds(len(targets), prompts, generator)
+    features = features.contiguous(memory_format=torch.channels_last)  # as the decoder reads it: cells, not channels
     for kind, chosen in (("point", ~boxed), ("box", boxed)):
         for index in chosen.nonzero()[:, 0].split(AT_ONCE.get(features.device.type, AT_ONCE["cuda"])):
             if not len(index):

@@ -6,7 +6,6 @@ one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from segment_anything.training.classes import ClassHead, ClassPrompts, save_clas
 from segment_anything.training.files import write_checkpoint
 from segment_anything.training.finetune_options import FinetuneOptions
 from segment_anything.training.losses import interactive_loss, true_iou
+from segment_anything.training.precision import Precision
 from segment_anything.training.rounds import Round, train_on_image
 from segment_anything.training.sources import EmbeddingSource, ImageSource, TrainingItem
 from segment_anything.training.targets import Targets
@@ -49,18 +49,6 @@ class Trainee(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Numbers used inside the networks; weights and losses stay float32."""
-
-    name: str
-    device: torch.device
-
-    def __call__(self) -> torch.autocast:
-        # Without the cache: a cached cast would tie the backward passes of different rounds together.
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.name == "bf16", cache_enabled=False)
 
 
 class SamTask:

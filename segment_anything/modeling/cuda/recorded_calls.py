@@ -86,11 +86,15 @@ class _Recorded:
 class RecordedCalls:
     """Functions called again and again with tensors of the same shapes. Threads may share it: calls take turns."""
 
-    def __init__(self, recorder: Recorder, capacity: int = 24) -> None:
-        """Args: capacity: recordings kept; the one used longest ago goes first."""
+    def __init__(self, recorder: Recorder, turns: "threading.RLock | None" = None, capacity: int = 24) -> None:
+        """
+        Args:
+            turns: shared by all that share the recorder, whose memory serves one call at a time; None if nobody does.
+            capacity: recordings kept; the one used longest ago goes first.
+        """
         self._recorder = recorder
         self._capacity = capacity
-        self._lock = threading.RLock()
+        self._lock = threading.RLock() if turns is None else turns
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._met: set[Hashable] = set()
         self._refused: set[Hashable] = set()

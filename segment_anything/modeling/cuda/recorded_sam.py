@@ -29,9 +29,9 @@ def bucket(count: int) -> int:
 class _Part:
     """Some modules of a model, and the recorded calls of what they are now."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, turns: "threading.RLock") -> None:
         self._recorder = recorder
-        self._calls = RecordedCalls(recorder)
+        self._calls = RecordedCalls(recorder, turns)
         self._watch: WeightsWatch | None = None
         self._lock = threading.Lock()
 
@@ -56,7 +56,8 @@ class RecordedSam:
     def __init__(self, recorder: Recorder | None = None) -> None:
         """Args: recorder: None for CUDA's."""
         recorder = CudaGraphs() if recorder is None else recorder
-        self._encoder, self._decoder = _Part(recorder), _Part(recorder)
+        turns = threading.RLock()  # one image may be encoded while another is decoded
+        self._encoder, self._decoder = _Part(recorder, turns), _Part(recorder, turns)
 
     def __reduce__(self) -> tuple[type["RecordedSam"], tuple[()]]:
         return RecordedSam, ()
