@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                  # nano: stages and rewrites
     python benchmarks/speed.py --model vit_b --checkpoint random --dtype bf16 --points-per-side 8
+    python benchmarks/speed.py --profile                        # also the costliest operations of each stage
 
 The comparison with the original package is benchmarks/compare_original.py. Here the plain versions are this package's
 own (the ones that training uses and the tests compare with), so that a ratio shows one rewrite and nothing else. Plain
@@ -29,6 +30,9 @@ from segment_anything.modeling.prompt_batches import to_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = (ROOT.parent / "shared" / "images" / "truck.jpg", ROOT / "examples" / "images" / "coffee.jpg")
+
+PROFILED = 12
+"""Operations shown of each stage."""
 
 Work = Callable[[], object]
 
@@ -100,23 +104,44 @@ def rewrites(sam: Sam, image: np.ndarray, args: argparse.Namespace, clock: Calla
     return found
 
 
-def stages(sam: Sam, image: np.ndarray, args: argparse.Namespace, clock: Callable[[], float]) -> dict[str, float]:
-    """Seconds of each stage of automatic masks, and of a click on an embedding."""
+def stage_works(sam: Sam, image: np.ndarray, points_per_side: int) -> dict[str, Work]:
+    """Each stage of automatic masks, and a click on an embedding; "all" is proposing and filtering."""
     embedding = sam.encode(image)
     click = Prompt.make([[image.shape[1] / 2, image.shape[0] / 2]], [1])
-    generator = SamAutomaticMaskGenerator(sam, args.points_per_side, output_mode="coco_rle")
-    seconds = least(
-        {
-            "encode": lambda: sam.encode(image),
-            "click": lambda: sam.decode(embedding, click).masks(),
-            "propose": lambda: list(generator._propose(image, embedding, generator.pred_iou_thresh)),
-            "all": lambda: generator.generate(image, embedding=embedding),
-        },
-        args.rounds,
-        clock,
-    )
+    generator = SamAutomaticMaskGenerator(sam, points_per_side, output_mode="coco_rle")
+    return {
+        "encode": lambda: sam.encode(image),
+        "click": lambda: sam.decode(embedding, click).masks(),
+        "propose": lambda: list(generator._propose(image, embedding, generator.pred_iou_thresh)),
+        "all": lambda: generator.generate(image, embedding=embedding),
+    }
+
+
+def stages(works: dict[str, Work], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Seconds of each stage; filtering is what proposing leaves of all."""
+    seconds = least(works, rounds, clock)
     seconds["filter"] = max(0.0, seconds.pop("all") - seconds["propose"])
     return seconds
+
+
+def profile(works: dict[str, Work]) -> dict[str, list[dict[str, Any]]]:
+    """The operations of each stage by their own time in all threads, the costliest first."""
+    found = {}
+    for name, work in works.items():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            work()
+        operations = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+        total = sum(event.self_cpu_time_total for event in operations)
+        found[name] = [
+            {
+                "operation": event.key,
+                "calls": event.count,
+                "ms": event.self_cpu_time_total / 1000,
+                "share": event.self_cpu_time_total / total,
+            }
+            for event in operations[:PROFILED]
+        ]
+    return found
 
 
 @torch.no_grad()
@@ -131,19 +156,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         scale = (args.megapixels * 1e6 / (photo.width * photo.height)) ** 0.5
         photo = photo.resize((round(scale * photo.width), round(scale * photo.height)), Image.Resampling.BICUBIC)
     image = np.array(photo)
+    works = stage_works(sam, image, args.points_per_side)
     return {
         "model": args.model,
         "dtype": args.dtype,
         "image_wh": [image.shape[1], image.shape[0]],
         "threads": torch.get_num_threads(),
         "clock": "CPU time" if args.cpu_time else "wall",
-        "stages": stages(sam, image, args, clock),
+        "stages": stages(works, args.rounds, clock),
         "rewrites": rewrites(sam, image, args, clock),
+        "profile": profile(works) if args.profile else {},
     }
 
 
 def as_table(found: dict[str, Any]) -> str:
-    """Markdown of both tables."""
+    """Markdown of all tables."""
     size = " x ".join(map(str, found["image_wh"]))
     lines = [f"{found['model']}, {found['dtype']}, {size} pixels, {found['threads']} threads, {found['clock']}", ""]
     lines += ["| stage | ms |", "|---|---|"]
@@ -153,6 +180,11 @@ def as_table(found: dict[str, Any]) -> str:
         for version, seconds in result["seconds"].items():
             ratio = result["ratios"].get(version)
             lines.append(f"| {part} | {version} | {1000 * seconds:.1f} | {'' if ratio is None else f'{ratio:.2f}'} |")
+    for stage, operations in found["profile"].items():
+        lines += ["", f"| {stage}: operation | calls | ms | share |", "|---|---|---|---|"]
+        lines += [
+            f"| {row['operation']} | {row['calls']} | {row['ms']:.1f} | {row['share']:.0%} |" for row in operations
+        ]
     return "\n".join(lines)
 
 
@@ -168,6 +200,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
     parser.add_argument("--cpu-time", action="store_true", help="on a busy machine, with one thread")
+    parser.add_argument("--profile", action="store_true", help="also the costliest operations of each stage")
     parser.add_argument("--out", type=Path, help="a JSON file")
     args = parser.parse_args()
     found = measure(args)

@@ -46,8 +46,12 @@ def measure_step(
     objects: int = OBJECTS,
     rounds: int = ROUNDS,
     checkpointing: bool = False,
+    as_gpu: bool = False,
 ) -> dict[str, Any]:
-    """Time one training step of some images with some objects each. Runs in a child process."""
+    """Time one training step of some images with some objects each. Runs in a child process.
+
+    With `as_gpu` as many objects are decoded together as on a GPU, which needs the memory of all of them.
+    """
     import numpy as np
     import torch
 
@@ -59,10 +63,13 @@ def measure_step(
     from segment_anything.training.memory import estimate_memory
     from segment_anything.training.options import LoopOptions
     from segment_anything.training.prepare import checkpoint_blocks, choose_trained
+    from segment_anything.training.rounds import AT_ONCE
     from segment_anything.training.sam_task import SamTask, Trainee
     from segment_anything.training.sources import EmbeddingSource, Frame, ImageSource, TrainingItem
     from segment_anything.training.validation import Validation
 
+    if as_gpu:
+        AT_ONCE["cpu"] = AT_ONCE["cuda"]
     keep_freed_memory()  # as the commands do
     sam = load_sam(name, checkpoint="random", device="cpu")
     choose_trained(sam, train, 8)
@@ -127,6 +134,7 @@ def measure_preset(model: str, preset_name: str) -> dict[str, Any]:
         objects=preset.objects,
         rounds=1,
         checkpointing=preset.checkpointing,
+        as_gpu=preset_name != "cpu",
     )
     kept = ("model", "train", "precision", "step_memory_gib", "estimated_step_gib")
     return {"preset": preset_name, "images": preset.batch_size, "objects": preset.objects} | {k: step[k] for k in kept}

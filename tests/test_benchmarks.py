@@ -43,3 +43,14 @@ def test_scaling_writes_numbers_and_a_picture(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "scaling.json").read_text())
     assert [row["size_wh"] for row in found["size"]] == [[172, 115], [274, 183]]
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_profile_shows_the_costliest_operations_of_each_stage(tmp_path: Path) -> None:
+    small = ["--megapixels", "0.02", "--points-per-side", "1", "--rounds", "1", "--checkpoint", "random"]
+    done = run("-m", "benchmarks", "speed", *small, "--profile", "--out", str(tmp_path / "speed.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert list(found["profile"]) == ["encode", "click", "propose", "all"]
+    times = [row["ms"] for row in found["profile"]["encode"]]
+    assert times == sorted(times, reverse=True)
+    assert "| encode: operation | calls | ms | share |" in done.stdout

@@ -236,7 +236,7 @@ def test_an_encoder_in_eight_bits_multiplies_in_eight_bits() -> None:
     assert "MatMulInteger" in {node.op_type for node in small.graph.node}
     image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
     a, b = (run_proto(proto, {"input": image})[0] for proto in (exact, small))
-    assert 0 < np.abs(a - b).max() < 0.2 * a.std()
+    assert 0 < np.abs(a - b).max() < 0.1 * a.std()  # 0.64 where products saturate: AVX2 without VNNI, signed weights
 
 
 def run_proto(proto: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:

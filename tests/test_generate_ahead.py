@@ -154,7 +154,11 @@ class TestFolder:
         for shift in range(8):
             save_photo(photos / f"more{shift}.png", shift)
         arguments = ["generate", str(photos), "--out", str(tmp_path / "out"), *SMALL, "--points-per-side=8"]
-        process = subprocess.Popen([sys.executable, "-m", "segment_anything", *arguments], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "segment_anything", *arguments],
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background job ignores SIGINT
+        )
         try:
             while not (tmp_path / "out" / "a.json").exists():
                 assert process.poll() is None

@@ -56,7 +56,9 @@ def quantise(model: Any) -> Any:
                 quantised,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,
-                weight_type=tools.QuantType.QInt8,
+                # Not signed: a processor with AVX2 but without VNNI adds two products of unsigned inputs and signed
+                # weights in 16 bits, and saturates (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+                weight_type=tools.QuantType.QUInt8,
                 extra_options={"MatMulConstBOnly": True},
             )
         finally:

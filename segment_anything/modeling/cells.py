@@ -59,4 +59,5 @@ def upscale(
     logits = x.view(count, -1, width) @ kernels.transpose(1, 2)  # N 16gg K
     height, columns = size_hw
     grown = logits.view(count, height, columns, 2, 2, 2, 2, masks)  # y, x, child y x, grandchild y x
-    return grown.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(count, masks, 4 * height, 4 * columns)
+    maps: torch.Tensor = grown.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(count, masks, 4 * height, 4 * columns)
+    return maps

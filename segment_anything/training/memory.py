@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from segment_anything.modeling import Sam
 from segment_anything.training.losses import interactive_loss
 from segment_anything.training.prepare import encoder_blocks
+from segment_anything.training.rounds import AT_ONCE
 
 WORKING_SHARE = {"fp32": 0.5, "bf16": 1.0}
 """Memory of operations while they run, as a share of what autograd keeps; bf16 makes copies of what it reads."""
@@ -54,7 +55,7 @@ def estimate_memory(sam: Sam, *, batch_size: int, objects: int, precision: str) 
     Args:
         sam: nothing is computed on it, and it is not changed.
         batch_size: images at once.
-        objects: of one image.
+        objects: of one image; those that are decoded together count (`rounds.AT_ONCE`).
         precision: "fp32" or "bf16".
     """
     parameters = list(sam.parameters())
@@ -65,7 +66,7 @@ def estimate_memory(sam: Sam, *, batch_size: int, objects: int, precision: str) 
         fake = _as_fake(sam)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             encoder = _encoder_bytes(fake, batch_size if learns else 1, learns)
-            decoder = _decoder_bytes(fake, objects, learns)
+            decoder = _decoder_bytes(fake, min(objects, AT_ONCE.get(sam.device.type, AT_ONCE["cuda"])), learns)
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for p in parameters),
         gradients=gradients,
