@@ -14,15 +14,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from finetune_nuclei import TITLES, scores
+from finetune_nuclei import TITLES, scores, small_data_options
 
 from segment_anything.build_sam import load_sam
 from segment_anything.datasets import open_dataset
 from segment_anything.training.allocator import keep_freed_memory
 from segment_anything.training.finetune import FinetuneResult, finetune
-from segment_anything.training.finetune_options import DataOptions, FinetuneOptions
+from segment_anything.training.finetune_options import DataOptions
 from segment_anything.training.options import LoopOptions
-from segment_anything.training.precision import fastest_precision
 
 
 def table(result: FinetuneResult, started: float) -> str:
@@ -60,16 +59,7 @@ def main() -> None:
         load_sam("nano", checkpoint=given.checkpoint, device="cpu", image_size=given.image_size),
         DataOptions(data=given.data, valid_fraction=0.4),
         given.out,
-        FinetuneOptions(
-            preset="cpu",
-            train=given.train,
-            prompts=given.prompts,
-            rounds=1,
-            objects=16,
-            precision=fastest_precision(),
-            loss="near",
-            valid_objects=5,
-        ),
+        small_data_options(train=given.train, prompts=given.prompts),
         # nano is shallow: its first layers learn as fast as its last
         LoopOptions(epochs=given.epochs, lr=given.lr, layer_decay=1.0, average=0.98, progress=False),
     )

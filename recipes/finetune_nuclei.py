@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,14 @@ def scores(sam: Sam, tested: Dataset, objects: int = 16) -> list[float]:
     return [float(value) for value in np.concatenate(found, axis=1).mean(axis=1)]
 
 
+def small_data_options(**others: Any) -> FinetuneOptions:
+    """What suits a few dozen pictures and a small model on a processor, and the options that differ."""
+    precision = fastest_precision()
+    return FinetuneOptions(
+        preset="cpu", rounds=1, objects=16, precision=precision, loss="near", valid_objects=5, **others
+    )
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,16 +110,7 @@ def main() -> None:
         load_sam("nano", checkpoint=given.checkpoint, device="cpu", image_size=given.image_size),
         DataOptions(data=learned),
         given.out,
-        FinetuneOptions(
-            preset="cpu",
-            train=given.train,
-            rounds=1,
-            objects=16,
-            precision=fastest_precision(),
-            loss="near",
-            flip_vertical=0.5,
-            valid_objects=5,
-        ),
+        small_data_options(train=given.train, flip_vertical=0.5),
         LoopOptions(epochs=given.epochs, lr=given.lr, average=0.98, progress=False),
     )
     minutes, computing = (time.perf_counter() - started) / 60, (time.process_time() - computed) / 60

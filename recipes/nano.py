@@ -29,6 +29,7 @@ from nano_optimizer import Master
 from nano_step import Nano, check, train_step
 
 from segment_anything.training.allocator import keep_freed_memory
+from segment_anything.training.finetune_options import PRECISIONS
 from segment_anything.training.precision import fastest_precision
 
 
@@ -77,7 +78,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, or auto."""
     precision: str = "auto"
-    """float32, bf16, or auto: bf16 on a GPU and on a processor with AVX512_BF16 or AMX."""
+    """fp32, bf16, or auto: bf16 on a GPU and on a processor with AVX512_BF16 or AMX."""
     muon: float = 1.0
     """Factor of the learning rate for matrices under Muon; 0 uses AdamW for all."""
     minutes: float = 0.0
@@ -162,8 +163,11 @@ def main(options: Options) -> None:
             start = torch.load(options.init, map_location=device, weights_only=True)["weights"]
         missing = model.load_state_dict(start, strict=False).missing_keys
         print(f"weights from {options.init}; {len(missing)} entries are new", flush=True)
-    half = "bf16" in (options.precision, fastest_precision(device) if options.precision == "auto" else None)
-    master = Master(model, lr=options.lr, weight_decay=options.weight_decay, muon=options.muon, half=half)
+    precision = fastest_precision(device) if options.precision == "auto" else options.precision
+    if precision not in PRECISIONS:
+        raise SystemExit(f"--precision must be auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
+    is_half = precision == "bf16"
+    master = Master(model, lr=options.lr, weight_decay=options.weight_decay, muon=options.muon, half=is_half)
     step, seconds = 0, 0.0
     last = out / "last.pt"
     if last.is_file():

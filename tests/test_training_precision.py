@@ -1,19 +1,22 @@
 """Which precision a machine trains in fastest."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from segment_anything.training.precision import Precision, fastest_precision
 
 
-@pytest.mark.parametrize(("has_avx512_bf16", "has_amx", "expected"), [(0, 0, "fp32"), (1, 0, "bf16"), (0, 1, "bf16")])
-def test_a_processor_trains_in_bf16_only_where_it_multiplies_in_it(
-    monkeypatch: pytest.MonkeyPatch, has_avx512_bf16: bool, has_amx: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(has_avx512_bf16))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(has_amx))
-    assert fastest_precision() == expected
-    assert fastest_precision("cuda") == "bf16"
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_processor_trains_in_bf16_only_where_the_kernel_says_that_it_multiplies_in_it() -> None:
+    has_bf16 = {"avx512_bf16", "amx_tile"} & set(Path("/proc/cpuinfo").read_text().split())
+    assert fastest_precision() == ("bf16" if has_bf16 else "fp32")
+
+
+def test_a_gpu_trains_in_bf16() -> None:
+    assert fastest_precision("cuda") == fastest_precision(torch.device("cuda", 1)) == "bf16"
 
 
 def test_bf16_is_used_inside_and_fp32_leaves_numbers_alone() -> None:

@@ -23,6 +23,13 @@ def per_cell(layer: nn.ConvTranspose2d) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, layer.bias.repeat(4)
 
 
+def products(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Logits `left @ right` of kernels and values, float32 of half precision: thresholds look at their last digits."""
+    if right.dtype in (torch.bfloat16, torch.float16):
+        left, right = left.float(), right.float()
+    return left @ right
+
+
 def can_upscale(layers: nn.Sequential) -> bool:
     """Whether `upscale` computes what `layers` do: the five that it knows, and no hook on any."""
     kinds = tuple(type(layer) for layer in layers)
@@ -54,9 +61,7 @@ def upscale(
     x = act1(layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.eps))
     x = act2(nn.functional.linear(x, *per_cell(cast(nn.ConvTranspose2d, second))))  # 4P 4C/8
     count, masks, width = kernels.shape
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x, kernels = x.float(), kernels.float()  # thresholds look at the logits' last digits
-    logits = x.view(count, -1, width) @ kernels.transpose(1, 2)  # N 16gg K
+    logits = products(x.view(count, -1, width), kernels.transpose(1, 2))  # N 16gg K
     height, columns = size_hw
     grown = logits.view(count, height, columns, 2, 2, 2, 2, masks)  # y, x, child y x, grandchild y x
     maps: torch.Tensor = grown.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(count, masks, 4 * height, 4 * columns)

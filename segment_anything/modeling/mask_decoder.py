@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from segment_anything.modeling.cells import can_upscale, upscale
+from segment_anything.modeling.cells import can_upscale, products, upscale
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.linear import is_exported
 
@@ -106,7 +106,7 @@ class MaskDecoder(nn.Module):
     def upscale(
         self, image: torch.Tensor, size_hw: tuple[int, int] | torch.Size, mask_tokens: torch.Tensor
     ) -> torch.Tensor:
-        """Image (N, g * g, C) and mask tokens (N, K, C) -> logits (N, K, 4g, 4g), see `products`."""
+        """Image (N, g * g, C) and mask tokens (N, K, C) -> logits (N, K, 4g, 4g), see `cells.products`."""
         kernels = torch.stack(
             [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # N K C/8
@@ -116,13 +116,6 @@ class MaskDecoder(nn.Module):
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(size_hw)))  # N C/8 4g 4g
         masks: torch.Tensor = products(kernels, upscaled.flatten(2)).unflatten(2, tuple(upscaled.shape[-2:]))
         return masks
-
-
-def products(kernels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Logits `kernels @ values`, float32 where both are of half precision: thresholds look at their last digits."""
-    if values.dtype in (torch.bfloat16, torch.float16):
-        kernels, values = kernels.float(), values.float()
-    return kernels @ values
 
 
 class MLP(nn.Module):

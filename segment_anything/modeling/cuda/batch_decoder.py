@@ -10,8 +10,9 @@ Letters: B objects, K masks of an object, N = g * g image cells, C width.
 import torch
 from torch.nn.functional import layer_norm
 
+from segment_anything.modeling.cells import products
 from segment_anything.modeling.linear import linear
-from segment_anything.modeling.mask_decoder import MaskDecoder, products
+from segment_anything.modeling.mask_decoder import MaskDecoder
 from segment_anything.modeling.prepared_decoder import (
     PreparedDecoder,
     can_prepare,
