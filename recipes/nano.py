@@ -2,10 +2,10 @@
 
     python recipes/nano.py --data DATA --cache CACHE/train --out RUN --steps 3000
 
-Every step: one encoding of a batch of crops; four objects in each, two by a noisy box, two by a point; then up to four
-rounds of corrections (points from the error region, with the last mask as prompt), drawn by `simulate.py`. Weights and
-activations are bfloat16 where the processor multiplies in it, with float32 master weights, and an exponential moving
-average is what gets published. The run saves itself and goes on where it stopped.
+Every step: one encoding of a batch of crops; four objects in each, half by a noisy box, half by a point (`--boxes`
+moves that share); then up to four rounds of corrections (points from the error region, with the last mask as prompt),
+drawn by `simulate.py`. Weights and activations are bfloat16 where the processor multiplies in it, with float32 master
+weights, and an exponential moving average is what gets published. The run saves itself and goes on where it stopped.
 
 Learning rate: warm-up, constant, then linear to zero over the last part, so that `--steps` may be changed on resume.
 """
@@ -48,7 +48,9 @@ class Options:
     batch: int = 8
     """Crops of 256 pixels a step; a larger size has as many pixels in all."""
     objects: int = 4
-    """Objects of each crop; half are prompted by a box, half by a point."""
+    """Objects of each crop that are prompted."""
+    boxes: int = 2
+    """Of these, how many by a box; the others by a point. The loss weighs the two kinds by their number."""
     sizes: str = "256:0.35,384:0.25,512:0.4"
     """Sides of the crops in input pixels, each with its share of the steps; larger crops come in smaller batches."""
     lr: float = 5e-4
@@ -163,6 +165,8 @@ def main(options: Options) -> None:
             start = torch.load(options.init, map_location=device, weights_only=True)["weights"]
         missing = model.load_state_dict(start, strict=False).missing_keys
         print(f"weights from {options.init}; {len(missing)} entries are new", flush=True)
+    if not 0 < options.boxes < options.objects:
+        raise SystemExit(f"--boxes must be at least 1 and less than --objects ({options.objects}), got {options.boxes}")
     precision = fastest_precision(device) if options.precision == "auto" else options.precision
     if precision not in PRECISIONS:
         raise SystemExit(f"--precision must be auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -186,7 +190,8 @@ def main(options: Options) -> None:
         if step >= options.steps:
             break
         batch = [t.to(device, non_blocking=True) for t in batch]
-        loss, shown = train_step(model, batch, rng, int(rng.choice(len(chances), p=chances / chances.sum())))
+        extra_rounds = int(rng.choice(len(chances), p=chances / chances.sum()))
+        loss, shown = train_step(model, batch, rng, extra_rounds, options.boxes)
         loss.backward()
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss is {float(loss)} at step {step}; the last good checkpoint is {last}")

@@ -138,21 +138,21 @@ def combined_loss(logits, iou, truth, ambiguous: bool):
     return weights[0] * best + weights[1] * single + QUALITY_WEIGHT * error.mean(), quality
 
 
-def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
-    """The loss of one batch over all rounds, and the numbers worth logging."""
+def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int, by_box: int):
+    """The loss of one batch over all rounds, and the numbers worth logging; `by_box` objects of a crop get a box."""
     images, masks, inside = batch
     model.resize(images.shape[-1])
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # 20 ms less a block, backward, on a CPU
         features = model.image_encoder(model.normalise(images, inside))
     grouping, group_iou = model.grouping(features, masks)
     masks = masks[:, : masks.shape[1] // 2]
-    count = masks.shape[1] // 2
     size = model.image_encoder.img_size
     generator = torch.Generator(device=images.device).manual_seed(int(rng.integers(2**31)))
     total, shown = 0.0, {"group": group_iou}
-    per_object = features.repeat_interleave(count, dim=0).contiguous(memory_format=torch.channels_last)
-    for kind, part in (("box", slice(0, count)), ("point", slice(count, 2 * count))):
-        truth = masks[:, part].flatten(0, 1)  # N h w
+    for kind, asked in (("box", masks[:, :by_box]), ("point", masks[:, by_box:])):
+        truth = asked.flatten(0, 1)  # N h w
+        share = asked.shape[1] / masks.shape[1]
+        per_object = features.repeat_interleave(asked.shape[1], dim=0).contiguous(memory_format=torch.channels_last)
         points = boxes = previous = None
         if kind == "box":
             relative = 0.1 * torch.rand(len(truth), 1, generator=generator, device=truth.device) ** 2
@@ -165,7 +165,7 @@ def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
         for turn in range(1 + extra_rounds):
             logits, iou = model.decode(per_object, points, boxes, previous)
             loss, quality = combined_loss(logits, iou, truth[:, None], ambiguous=turn == 0 and kind == "point")
-            total = total + (TIGHT_BOX_WEIGHT if turn == 0 and kind == "box" else 1.0) * loss
+            total = total + share * (TIGHT_BOX_WEIGHT if turn == 0 and kind == "box" else 1.0) * loss
             if turn == 0:
                 shown[kind] = float(quality[:, 0].mean() if kind == "box" else quality[:, 1:].amax(dim=1).mean())
             elif turn == extra_rounds:
@@ -183,7 +183,7 @@ def train_step(model: Nano, batch, rng: np.random.Generator, extra_rounds: int):
             where = torch.where(wrong.flatten(1).any(1, keepdim=True), click(wrong, where, generator), where)
             new = (where[:, None] * 2 + 0.5, label[:, None].float())
             points = new if points is None else (torch.cat([points[0], new[0]], 1), torch.cat([points[1], new[1]], 1))
-    return total / (2 * (1 + extra_rounds)) + GROUPING_WEIGHT * grouping, shown
+    return total / (1 + extra_rounds) + GROUPING_WEIGHT * grouping, shown
 
 
 @torch.no_grad()

@@ -52,6 +52,12 @@ def plain_wanted() -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_exported()
 
 
+def is_learning(x: torch.Tensor) -> bool:
+    """Whether gradients are kept on a CPU, where forms of the same function exist that save time in training."""
+    is_written_down = torch.compiler.is_compiling() or is_exported()
+    return torch.is_grad_enabled() and not is_written_down and x.device.type == "cpu"
+
+
 def is_exported() -> bool:
     """Whether an exporter writes the operations down, for runtimes that know those of PyTorch alone."""
     return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None

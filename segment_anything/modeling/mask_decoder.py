@@ -15,7 +15,7 @@ from torch import nn
 
 from segment_anything.modeling.cells import can_upscale, products, upscale
 from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.linear import is_exported
+from segment_anything.modeling.linear import is_learning
 
 
 class MaskDecoder(nn.Module):
@@ -110,8 +110,7 @@ class MaskDecoder(nn.Module):
         kernels = torch.stack(
             [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )  # N K C/8
-        is_learning = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not is_exported()
-        if is_learning and image.device.type == "cpu" and can_upscale(self.output_upscaling):
+        if is_learning(image) and can_upscale(self.output_upscaling):
             return upscale(self.output_upscaling, image, size_hw, kernels)
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, tuple(size_hw)))  # N C/8 4g 4g
         masks: torch.Tensor = products(kernels, upscaled.flatten(2)).unflatten(2, tuple(upscaled.shape[-2:]))

@@ -20,10 +20,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from segment_anything.modeling.carried_attention import Heads
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
 from segment_anything.modeling.linear import linear
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
-from segment_anything.modeling.prepared_attention import Block, Heads, Update
+from segment_anything.modeling.prepared_attention import Block, Update
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer
 from segment_anything.modeling.prepared_upscaler import Upscaler
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from segment_anything.modeling.carried_attention import can_carry, cells_to_tokens, tokens_to_cells
 from segment_anything.modeling.common import MLPBlock
+from segment_anything.modeling.linear import is_learning
 
 
 class TwoWayTransformer(nn.Module):
@@ -136,6 +138,11 @@ class Attention(nn.Module):
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Queries (B, Q, C), keys and values (B, K, C) -> (B, Q, C)."""
+        if is_learning(q):
+            if can_carry(self, tokens=q.shape[1], cells=k.shape[1]):
+                return tokens_to_cells(self, q, k, v)
+            if can_carry(self, tokens=k.shape[1], cells=q.shape[1]):
+                return cells_to_tokens(self, q, k, v)
         out = attend(self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v)))
         projected: torch.Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return projected
