@@ -70,10 +70,12 @@ def measure_step(
 
     if as_gpu:
         AT_ONCE["cpu"] = AT_ONCE["cuda"]
-    keep_freed_memory()  # as the commands do
+    recomputes = checkpointing and train != "decoder"
+    if not recomputes:
+        keep_freed_memory()  # as the commands do
     sam = load_sam(name, checkpoint="random", device="cpu")
     choose_trained(sam, train, 8)
-    if checkpointing and train != "decoder":
+    if recomputes:
         checkpoint_blocks(sam.image_encoder)
     options, _ = FinetuneOptions(
         preset="cpu", train=train, rounds=rounds, objects=objects, precision=precision, checkpointing=checkpointing

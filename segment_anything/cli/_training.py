@@ -30,23 +30,28 @@ class StartOptions:
     device: str = "auto"
     """Where to run: auto, cpu, cuda, cuda:1, ... Under torchrun each process takes a GPU of its own."""
 
-    def load(self) -> Sam:
-        """The model in float32.
+    def load(self, keep_freed: bool = True) -> Sam:
+        """The model in float32; see `load_on_own_device`.
 
         Raises:
             ValueError: if it cannot be had; the message says why and what to do.
         """
-        return load_on_own_device(self.model, self.checkpoint, self.device, self.image_size)
+        return load_on_own_device(self.model, self.checkpoint, self.device, self.image_size, keep_freed)
 
 
-def load_on_own_device(name: str, checkpoint: str | None, device: str, image_size: int | None) -> Sam:
-    """`load_sam` on the device of this process, which is made ready to train there."""
+def load_on_own_device(
+    name: str, checkpoint: str | None, device: str, image_size: int | None, keep_freed: bool = True
+) -> Sam:
+    """`load_sam` on the device of this process, which is made ready to train there.
+
+    With `keep_freed` this process gives no memory back once it trains on a CPU: faster, but not where memory is scarce.
+    """
     from segment_anything.build_sam import load_sam  # imports torch
     from segment_anything.training.allocator import keep_freed_memory
     from segment_anything.training.distributed import local_device
 
     sam = load_sam(name, checkpoint, local_device(device), "float32", image_size)
-    if sam.device.type == "cpu":
+    if sam.device.type == "cpu" and keep_freed:
         keep_freed_memory()
     return sam
 

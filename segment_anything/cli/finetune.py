@@ -33,7 +33,8 @@ def command(
 ) -> None:
     from segment_anything.training.finetune import finetune
 
+    on_a_cpu, _ = finetuning.filled(loop, memory_gb=None)
     with reported():
-        result = finetune(start.load(), data, out, finetuning, loop)
+        result = finetune(start.load(keep_freed=not on_a_cpu.recomputes), data, out, finetuning, loop)
     report = {"finished": result.finished, "before": result.before, "after": result.after, "out": str(out)}
     end(result.finished, lambda: print(json.dumps(report) if as_json else result.summary, end="\n" if as_json else ""))

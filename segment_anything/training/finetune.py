@@ -141,7 +141,7 @@ def prepare_task(
     if options.encoder_weights is not None:
         load_encoder(sam, options.encoder_weights)
     choose_trained(sam, str(options.train), options.lora_rank)
-    if options.checkpointing and options.train != "decoder":
+    if options.recomputes:
         checkpoint_blocks(sam.image_encoder)
     set_drop_path(sam.image_encoder, options.drop_path)
     frame = Frame(sam.image_size, sam.mask_input_size)

@@ -168,6 +168,11 @@ class FinetuneOptions:
         )
         return filled, loop
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether the encoder's blocks are computed again instead of kept; of filled options."""
+        return bool(self.checkpointing) and self.train != "decoder"
+
 
 def choose_preset(memory_gb: float | None) -> str:
     """The largest preset that fits a GPU (its nominal memory is a little less than named), or cpu."""
