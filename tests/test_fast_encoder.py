@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from segment_anything.modeling.attention import relative_attention, relative_scores
 from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import Block
-from segment_anything.modeling.linear import apply_linear, linear
+from segment_anything.modeling.linear import apply_linear, apply_mlp, linear
 
 
 @pytest.mark.parametrize("score_bytes", [1, 500, 4000, 2**20])
@@ -39,6 +39,24 @@ def test_a_block_without_gradients_equals_one_with(window: int) -> None:
     assert slow.requires_grad
     assert not fast.requires_grad
     torch.testing.assert_close(fast, slow.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 3 * 12 * 4, 2**20], ids=["a row", "three rows", "all"])
+@torch.no_grad()
+def test_a_hidden_layer_in_pieces_is_the_hidden_layer(piece_bytes: int) -> None:
+    torch.manual_seed(0)
+    mlp, x = MLPBlock(8, 12), torch.randn(2, 5, 8)
+    expected = mlp.lin2(mlp.act(mlp.lin1(x)))
+    found = apply_mlp(mlp.lin1, mlp.act, mlp.lin2, x, whole_bytes=1, piece_bytes=piece_bytes)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_watched_layer_sees_all_of_its_input_at_once() -> None:
+    mlp, x, seen = MLPBlock(8, 12), torch.randn(2, 5, 8), []
+    mlp.lin2.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    apply_mlp(mlp.lin1, mlp.act, mlp.lin2, x, whole_bytes=1, piece_bytes=1)
+    assert seen == [(2, 5, 12)]
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -9,8 +9,10 @@ import pytest
 import torch
 from filled import filled
 from PIL import Image
+from torch import nn
 
-from segment_anything.modeling.tiny_vit import Attention, TinyViT, TinyViTBlock, distance_index
+from segment_anything.modeling.fuse import apply_bottleneck
+from segment_anything.modeling.tiny_vit import Attention, ConvNorm, TinyViT, TinyViTBlock, distance_index
 
 DATA = Path(__file__).parent / "data"
 
@@ -127,6 +129,26 @@ def test_a_batch_gives_what_its_images_give_alone() -> None:
         together = encoder(torch.cat([first, second]))
         alone = torch.cat([encoder(first), encoder(second)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stripe_bytes", [1, 3 * 7 * 8 * 4 * 2, 2**20], ids=["a row", "three rows", "all"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height", [5, 6, 1])
+@torch.no_grad()
+def test_a_bottleneck_in_stripes_is_the_bottleneck(height: int, stride: int, stripe_bytes: int) -> None:
+    torch.manual_seed(0)
+    convolutions = ConvNorm(4, 8), ConvNorm(8, 8, kernel=3, stride=stride, groups=8), ConvNorm(8, 6)
+    for layer in convolutions:
+        nn.init.uniform_(layer.bn.weight, 0.5, 1.5)
+        nn.init.normal_(layer.bn.bias)  # so that what lies beyond the map would not be zero by itself
+        layer.bn.running_mean.normal_()
+        layer.eval()
+    x = torch.randn(2, 4, height, 7).contiguous(memory_format=torch.channels_last)
+    widen, depthwise, narrow = convolutions
+    expected = narrow(nn.functional.gelu(depthwise(nn.functional.gelu(widen(x)))))
+    layers = [(layer.c, layer.bn) for layer in convolutions]
+    found = apply_bottleneck(layers, x, nn.GELU(), whole_bytes=1, stripe_bytes=stripe_bytes)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_parameter_on_the_way_to_the_embedding_learns() -> None:

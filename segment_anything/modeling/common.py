@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from segment_anything.modeling.linear import apply_linear
+from segment_anything.modeling.linear import apply_mlp
 
 
 class MLPBlock(nn.Module):
@@ -17,7 +17,7 @@ class MLPBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> (..., C)."""
-        return apply_linear(self.lin2, apply_linear(self.lin1, x, self.act))
+        return apply_mlp(self.lin1, self.act, self.lin2, x)
 
 
 class LayerNorm2d(nn.Module):

@@ -6,6 +6,7 @@ still in the cache. It is called for one layer at a time: no setting of PyTorch 
 """
 
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import nn
@@ -17,6 +18,11 @@ FUSED: dict[type[nn.Module], tuple[str, str]] = {
 }
 """oneDNN's names of activations, and of how they are computed ("none": not by tanh)."""
 
+KEPT_BYTES = 2**25
+"""Above this the C library maps a tensor anew each time, and its pages are faulted in one by one."""
+PIECE_BYTES = 2**23
+"""Of a hidden layer that would be larger."""
+
 
 def apply_linear(layer: nn.Module, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
     """`activation(layer(x))`."""
@@ -24,6 +30,31 @@ def apply_linear(layer: nn.Module, x: torch.Tensor, activation: nn.Module | None
         return linear(x, layer.weight, layer.bias, activation)
     out: torch.Tensor = layer(x)  # adapted, quantised or watched by somebody
     return out if activation is None else activation(out)
+
+
+def apply_mlp(
+    first: nn.Module,
+    activation: nn.Module,
+    second: nn.Module,
+    x: torch.Tensor,
+    whole_bytes: int = KEPT_BYTES,
+    piece_bytes: int = PIECE_BYTES,
+) -> torch.Tensor:
+    """`second(activation(first(x)))` over the last axis.
+
+    On a CPU a hidden layer of more than `whole_bytes` is made in pieces of `piece_bytes`.
+    """
+    rows, hidden = prod(x.shape[:-1]), getattr(first, "out_features", 0)
+    bytes_per_row = hidden * x.element_size()
+    is_known = all(
+        type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+        for layer in (first, second)
+    )
+    if x.device.type != "cpu" or plain_wanted() or not is_known or rows * bytes_per_row <= whole_bytes:
+        return apply_linear(second, apply_linear(first, x, activation))
+    pieces = x.reshape(rows, x.shape[-1]).split(max(1, piece_bytes // bytes_per_row))
+    out = torch.cat([apply_linear(second, apply_linear(first, piece, activation)) for piece in pieces])
+    return out.view(*x.shape[:-1], -1)
 
 
 def linear(

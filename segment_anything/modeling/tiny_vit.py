@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.fuse import apply_conv_norm
+from segment_anything.modeling.fuse import apply_bottleneck, apply_conv_norm
 from segment_anything.modeling.linear import apply_linear
 
 GELU = nn.GELU()
@@ -41,6 +41,15 @@ class ConvNorm(nn.Sequential):
     def forward(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W'), `activation` applied to it."""
         return apply_conv_norm(self.c, self.bn, x, activation)
+
+
+def bottleneck(x: Tensor, widen: ConvNorm, depthwise: ConvNorm, narrow: ConvNorm) -> Tensor:
+    """`narrow(gelu(depthwise(gelu(widen(x)))))`, (B, C, H, W) -> (B, C', H', W')."""
+    layers = (widen, depthwise, narrow)
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # somebody watches
+        y: Tensor = narrow(depthwise(widen(x, GELU), GELU))
+        return y
+    return apply_bottleneck([(layer.c, layer.bn) for layer in layers], x, GELU)
 
 
 class PatchEmbed(nn.Module):
@@ -71,9 +80,7 @@ class MBConv(nn.Module):
         nn.init.zeros_(self.conv3.bn.weight)  # starts as the identity, as in the paper's training code
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x, GELU)
-        y = self.conv2(y, GELU)
-        return F.gelu(x + self.conv3(y))
+        return F.gelu(x + bottleneck(x, self.conv1, self.conv2, self.conv3))
 
 
 class PatchMerging(nn.Module):
@@ -86,10 +93,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(out_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x, GELU)
-        x = self.conv2(x, GELU)
-        merged: Tensor = self.conv3(x)
-        return merged
+        return bottleneck(x, self.conv1, self.conv2, self.conv3)
 
 
 class Attention(nn.Module):
