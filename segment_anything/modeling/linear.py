@@ -52,7 +52,8 @@ def apply_mlp(
     )
     if x.device.type != "cpu" or plain_wanted() or not is_known or rows * bytes_per_row <= whole_bytes:
         return apply_linear(second, apply_linear(first, x, activation))
-    pieces = x.reshape(rows, x.shape[-1]).split(max(1, piece_bytes // bytes_per_row))
+    at_once = 1 << max(1, piece_bytes // bytes_per_row).bit_length() - 1  # a power of two, as kernels like rows best
+    pieces = x.reshape(rows, x.shape[-1]).split(at_once)
     out = torch.cat([apply_linear(second, apply_linear(first, piece, activation)) for piece in pieces])
     return out.view(*x.shape[:-1], -1)
 
