@@ -6,10 +6,11 @@
     python benchmarks/training.py --models nano --presets cpu 8gb 16gb 24gb 80gb     peak memory of the presets alone
 
 A "round" is one prompt of one object, decoded and differentiated; the paper gives each object 11 of them. Speed does
-not depend on the weights, so they are random. Peak memory of the presets is estimated; what can be measured here (the
-kernel's high-water mark of resident memory over one step, in a process of its own; Linux) is put beside the estimate.
-`--presets` measures a step of each with one round instead of eleven, which are differentiated one after the other and
-need no more memory; on the CPU, where activations take what they take on a GPU and workspaces of kernels differ.
+not depend on the weights, so they are random. bf16 is measured where the processor multiplies in it. Peak memory of the
+presets is estimated; what can be measured here (the kernel's high-water mark of resident memory over one step, in a
+process of its own; Linux) is put beside the estimate. `--presets` measures a step of each with one round instead of
+eleven, which are differentiated one after the other and need no more memory; on the CPU, where activations take what
+they take on a GPU and workspaces of kernels differ.
 Keep the machine otherwise idle; where it is not, `..._per_cpu_s` (by the processor time of all threads together) says
 with OMP_NUM_THREADS=1 what a core of its own would do.
 """
@@ -193,10 +194,15 @@ def main() -> None:
             row = measure_preset(name, preset)
             print(json.dumps(row) if given.json else "  ".join(f"{key} {value}" for key, value in row.items()))
         return
+    from segment_anything.training.precision import fastest_precision
+
+    precisions = (
+        ("fp32", "bf16") if fastest_precision() == "bf16" else ("fp32",)
+    )  # imitated, bf16 takes ten times as long
     steps = []
     for name in given.models:
         for train in ("decoder", "all") if given.full else ("decoder",):
-            for precision in ("fp32", "bf16"):
+            for precision in precisions:
                 repeats = given.repeats if name == "nano" or train == "decoder" else 0
                 steps.append(in_child(name=name, train=train, precision=precision, repeats=repeats))
                 if not given.json:
