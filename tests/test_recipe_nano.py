@@ -52,6 +52,8 @@ def test_a_run_learns_resumes_and_publishes_a_file_that_load_sam_takes(data: Pat
     run("nano.py", *options, "--steps", 20)
     first = torch.load(out / "last.pt", weights_only=True)
     assert first["step"] == 20
+    earlier = tmp_path / "earlier.safetensors"
+    run("publish_nano.py", out / "last.pt", earlier)
     run("nano.py", *options, "--steps", 40)
     kept = torch.load(out / "last.pt", weights_only=True)
     assert kept["step"] == 40
@@ -64,7 +66,25 @@ def test_a_run_learns_resumes_and_publishes_a_file_that_load_sam_takes(data: Pat
     assert "step 40" in run("publish_nano.py", out / "last.pt", target)
     sam = load_sam("nano", checkpoint=target)
     weight = sam.image_encoder.laterals[0].weight
-    torch.testing.assert_close(weight, kept["average"]["image_encoder.laterals.0.weight"].half().float())
+    late = kept["average"]["image_encoder.laterals.0.weight"]
+    torch.testing.assert_close(weight, late.half().float())
+
+    run("publish_nano.py", out / "last.pt", target, "--mean", earlier, "--share", 0.25)
+    weight = load_sam("nano", checkpoint=target).image_encoder.laterals[0].weight
+    early = first["average"]["image_encoder.laterals.0.weight"]
+    assert not torch.equal(early, late)
+    torch.testing.assert_close(weight, 0.25 * late + 0.75 * early, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("boxes", [0, 4])
+def test_a_share_of_boxes_that_leaves_nothing_for_boxes_or_clicks_is_refused(
+    data: Path, tmp_path: Path, boxes: int
+) -> None:
+    options = ("--data", data, "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--boxes", str(boxes))
+    command = [sys.executable, str(RECIPES / "nano.py"), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"--boxes must be at least 1 and less than --objects (4), got {boxes}"
 
 
 def test_muon_moves_channels_last_kernels_in_place_and_leaves_depthwise_ones_to_adamw() -> None:
