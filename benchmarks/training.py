@@ -71,16 +71,15 @@ def measure_step(
 
     if as_gpu:
         AT_ONCE["cpu"] = AT_ONCE["cuda"]
-    recomputes = checkpointing and train != "decoder"
-    if not recomputes:
-        keep_freed_memory()  # as the commands do
-    sam = load_sam(name, checkpoint="random", device="cpu")
-    choose_trained(sam, train, 8)
-    if recomputes:
-        checkpoint_blocks(sam.image_encoder)
     options, _ = FinetuneOptions(
         preset="cpu", train=train, rounds=rounds, objects=objects, precision=precision, checkpointing=checkpointing
     ).filled(LoopOptions(), None)
+    if not options.recomputes:
+        keep_freed_memory()  # as the commands do
+    sam = load_sam(name, checkpoint="random", device="cpu")
+    choose_trained(sam, train, 8)
+    if options.recomputes:
+        checkpoint_blocks(sam.image_encoder)
     frame, empty = Frame(sam.image_size, sam.mask_input_size), Dataset(Path(), "none", ())
     source: EmbeddingSource | ImageSource = ImageSource(empty, frame, NO_AUGMENTATION, objects, 0)
     if train == "decoder":
@@ -148,8 +147,9 @@ def estimate_presets(models: tuple[str, ...]) -> list[dict[str, Any]]:
     import torch
 
     from segment_anything.architectures import assemble
-    from segment_anything.training.finetune_options import PRESETS
+    from segment_anything.training.finetune_options import PRESETS, FinetuneOptions
     from segment_anything.training.memory import estimate_memory
+    from segment_anything.training.options import LoopOptions
     from segment_anything.training.prepare import checkpoint_blocks, choose_trained
 
     rows = []
@@ -158,7 +158,8 @@ def estimate_presets(models: tuple[str, ...]) -> list[dict[str, Any]]:
             with torch.device("meta"):
                 sam = assemble(name)
             choose_trained(sam, preset.train, 8)
-            if preset.checkpointing and preset.train != "decoder":
+            options, _ = FinetuneOptions(preset=preset_name).filled(LoopOptions(), None)
+            if options.recomputes:
                 checkpoint_blocks(sam.image_encoder)
             estimate = estimate_memory(
                 sam, batch_size=preset.batch_size, objects=preset.objects, precision=preset.precision
@@ -196,9 +197,8 @@ def main() -> None:
         return
     from segment_anything.training.precision import fastest_precision
 
-    precisions = (
-        ("fp32", "bf16") if fastest_precision() == "bf16" else ("fp32",)
-    )  # imitated, bf16 takes ten times as long
+    # Where the processor imitates bf16, a step takes ten times as long.
+    precisions = ("fp32", "bf16") if fastest_precision() == "bf16" else ("fp32",)
     steps = []
     for name in given.models:
         for train in ("decoder", "all") if given.full else ("decoder",):

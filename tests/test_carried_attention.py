@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from segment_anything.modeling.carried_attention import can_carry, cells_to_tokens, tokens_to_cells
 from segment_anything.modeling.lora import add_lora
@@ -62,20 +63,27 @@ def test_a_transformer_learns_what_it_predicts_without_gradients() -> None:
         torch.testing.assert_close(ours.detach(), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_taken_in_training_and_only_where_it_saves_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, taken = toy_attention(), []
-    for looks in (tokens_to_cells, cells_to_tokens):
-        name = f"segment_anything.modeling.transformer.{looks.__name__}"
-        monkeypatch.setattr(name, lambda *given, looks=looks: (taken.append(looks), looks(*given))[1])
-    few, many, cells = (torch.randn(1, count, 16, dtype=torch.float64) for count in (4, 5, CELLS))
-    attention(few, cells, cells)
-    attention(cells, few, few)
-    assert taken == [tokens_to_cells, cells_to_tokens]
-    attention(many, cells, cells)  # two heads of five tokens are more than the eight channels of the inner width
-    attention(few, few, few)
-    with torch.no_grad():
-        attention(few, cells, cells)
-    assert len(taken) == 2
+def multiplications(attention: Attention, *inputs: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        attention(*inputs)
+    return counter.get_total_flops()
+
+
+def test_training_takes_it_and_only_where_it_saves_work() -> None:
+    attention = toy_attention()
+    few, many, cells = (torch.randn(1, count, 16, dtype=torch.float64) for count in (2, 5, CELLS))
+
+    def saved(*inputs: torch.Tensor) -> int:
+        with torch.no_grad():  # projects the cells
+            plainly = multiplications(attention, *inputs)
+        return plainly - multiplications(attention, *inputs)
+
+    assert saved(few, cells, cells) > 0
+    assert saved(cells, few, few) > 0
+    assert (
+        saved(many, cells, cells) == 0
+    )  # two heads of five tokens are more than the eight channels of the inner width
+    assert saved(few, few, few) == 0
 
 
 def test_layers_that_somebody_changed_are_called_as_they_are() -> None:

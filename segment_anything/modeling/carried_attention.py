@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from segment_anything.modeling.linear import is_watched
+
 if TYPE_CHECKING:
     from segment_anything.modeling.transformer import Attention
 
@@ -89,7 +91,7 @@ def can_carry(module: "Attention", tokens: int, cells: int) -> bool:
     return (
         module.num_heads * tokens <= module.internal_dim < cells
         and all(isinstance(layer, nn.Linear) for layer in layers)
-        and all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers)
+        and not is_watched(*layers)
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.linear import is_watched
 
 
 def per_cell(layer: nn.ConvTranspose2d) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +38,7 @@ def can_upscale(layers: nn.Sequential) -> bool:
         kinds[:2] == (nn.ConvTranspose2d, LayerNorm2d)
         and kinds[3:4] == (nn.ConvTranspose2d,)
         and len(kinds) == 5
-        and all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers.modules())
+        and not is_watched(*layers.modules())
     )
 
 

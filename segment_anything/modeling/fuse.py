@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, pad
 
-from segment_anything.modeling.linear import linear, plain_wanted
+from segment_anything.modeling.linear import is_watched, linear, plain_wanted
 
 WHOLE_BYTES, STRIPE_BYTES = 2**24, 2**21
 """Maps up to the first gain nothing by being made in stripes of the second (docs/log.md)."""
@@ -94,5 +94,5 @@ def _can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
         and type(conv) is nn.Conv2d
         and type(norm) is nn.BatchNorm2d
         and conv.padding_mode == "zeros"
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in (conv, norm))
+        and not is_watched(conv, norm)
     )

@@ -26,7 +26,7 @@ PIECE_BYTES = 2**23
 
 def apply_linear(layer: nn.Module, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
     """`activation(layer(x))`."""
-    if type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+    if type(layer) is nn.Linear and not is_watched(layer):
         return linear(x, layer.weight, layer.bias, activation)
     out: torch.Tensor = layer(x)  # adapted, quantised or watched by somebody
     return out if activation is None else activation(out)
@@ -46,10 +46,7 @@ def apply_mlp(
     """
     rows, hidden = prod(x.shape[:-1]), getattr(first, "out_features", 0)
     bytes_per_row = hidden * x.element_size()
-    is_known = all(
-        type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
-        for layer in (first, second)
-    )
+    is_known = type(first) is type(second) is nn.Linear and not is_watched(first, activation, second)
     if x.device.type != "cpu" or plain_wanted() or not is_known or rows * bytes_per_row <= whole_bytes:
         return apply_linear(second, apply_linear(first, x, activation))
     at_once = 1 << max(1, piece_bytes // bytes_per_row).bit_length() - 1  # a power of two, as kernels like rows best
@@ -74,9 +71,13 @@ def linear(
 
 
 def _fused(activation: nn.Module) -> tuple[str, str] | None:
-    is_watched = activation._forward_hooks or activation._forward_pre_hooks
     is_by_tanh = getattr(activation, "approximate", "none") != "none"
-    return None if is_watched or is_by_tanh else FUSED.get(type(activation))
+    return None if is_watched(activation) or is_by_tanh else FUSED.get(type(activation))
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether somebody watches or changes, by a hook, what goes in or out of one of these (not of what is inside)."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def plain_wanted() -> bool:

@@ -22,7 +22,7 @@ from torch import nn
 
 from segment_anything.modeling.carried_attention import Heads
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
-from segment_anything.modeling.linear import linear
+from segment_anything.modeling.linear import is_watched, linear
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from segment_anything.modeling.prepared_attention import Block, Update
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer
@@ -45,8 +45,7 @@ def can_prepare(decoder: nn.Module) -> bool:
     if type(decoder) is not MaskDecoder or type(decoder.transformer) is not TwoWayTransformer:
         return False
     return bool(decoder.transformer.layers) and all(
-        type(module) in _KNOWN and not module._forward_hooks and not module._forward_pre_hooks
-        for module in decoder.modules()
+        type(module) in _KNOWN and not is_watched(module) for module in decoder.modules()
     )
 
 

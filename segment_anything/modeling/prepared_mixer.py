@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import conv2d, interpolate, layer_norm
 
 from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.linear import linear
+from segment_anything.modeling.linear import is_watched, linear
 from segment_anything.modeling.nano import DrawnPromptEncoder, MixBlock, PromptMixer
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
 
@@ -29,10 +29,10 @@ _KNOWN = {PromptMixer, MixBlock, LayerNorm2d, nn.Conv2d, nn.Hardswish, nn.GELU, 
 
 def can_mix(encoder: nn.Module) -> bool:
     """Whether `PreparedMixer` computes the same as `encoder`: known modules, and no hook on any."""
-    if type(encoder) is not DrawnPromptEncoder or encoder._forward_hooks or encoder._forward_pre_hooks:
+    if type(encoder) is not DrawnPromptEncoder or is_watched(encoder):
         return False
     return all(
-        type(module) in _KNOWN and not module._forward_hooks and not module._forward_pre_hooks
+        type(module) in _KNOWN and not is_watched(module)
         for part in (encoder.drawing, encoder.mixer)
         for module in part.modules()
     )

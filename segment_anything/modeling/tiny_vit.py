@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.fuse import apply_bottleneck, apply_conv_norm
-from segment_anything.modeling.linear import apply_linear
+from segment_anything.modeling.linear import apply_linear, is_watched
 
 GELU = nn.GELU()
 STRIDE = 16
@@ -46,7 +46,7 @@ class ConvNorm(nn.Sequential):
 def bottleneck(x: Tensor, widen: ConvNorm, depthwise: ConvNorm, narrow: ConvNorm) -> Tensor:
     """`narrow(gelu(depthwise(gelu(widen(x)))))`, (B, C, H, W) -> (B, C', H', W')."""
     layers = (widen, depthwise, narrow)
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):  # somebody watches
+    if is_watched(*layers):
         y: Tensor = narrow(depthwise(widen(x, GELU), GELU))
         return y
     return apply_bottleneck([(layer.c, layer.bn) for layer in layers], x, GELU)

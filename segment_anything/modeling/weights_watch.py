@@ -7,6 +7,8 @@ from operator import is_
 import torch
 from torch import nn
 
+from segment_anything.modeling.linear import is_watched
+
 
 class WeightsWatch:
     """What some modules were made of at one time.
@@ -45,7 +47,7 @@ class WeightsWatch:
 
     def has_hooks(self) -> bool:
         """Whether somebody watches or changes what goes in or out of a module."""
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self._inside)
+        return is_watched(*self._inside)
 
 
 def tensor_states(tensors: Iterable[torch.Tensor]) -> tuple[tuple[int, int], ...]:
