@@ -1,8 +1,13 @@
 """Fixtures for all tests: the shared data folder (skipped where it is missing) and one thread a test process."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which PyTorch does now and then
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
