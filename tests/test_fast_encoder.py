@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from segment_anything.modeling.attention import relative_attention, relative_scores
 from segment_anything.modeling.common import MLPBlock
-from segment_anything.modeling.image_encoder import Block
+from segment_anything.modeling.image_encoder import Attention, Block
 from segment_anything.modeling.linear import apply_linear, apply_mlp, linear
 
 
@@ -57,6 +57,16 @@ def test_a_watched_layer_sees_all_of_its_input_at_once() -> None:
     mlp.lin2.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
     apply_mlp(mlp.lin1, mlp.act, mlp.lin2, x, whole_bytes=1, piece_bytes=1)
     assert seen == [(2, 5, 12)]
+
+
+@torch.no_grad()
+def test_only_where_nobody_watches_are_windows_projected_a_row_at_a_time() -> None:
+    attention, x, seen = Attention(8, 2), torch.randn(1, 5, 7, 8), []
+    attention.proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    in_rows = attention(x, 3)
+    attention.qkv.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    torch.testing.assert_close(attention(x, 3), in_rows)
+    assert seen == [(1, 5, 7, 8)] * 3
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -9,22 +9,30 @@ Letters: B objects, T tokens, N = g * g image cells, C width, M heads, d head wi
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from segment_anything.modeling.linear import is_watched
 
-if TYPE_CHECKING:
-    from segment_anything.modeling.transformer import Attention
+
+class Projections(Protocol):
+    """What is asked of an `Attention` here."""
+
+    num_heads: int
+    internal_dim: int
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
 
 
 @dataclass(frozen=True, eq=False)
 class Heads:
     """The weights of an `Attention`, head by head."""
 
-    module: "Attention"
+    module: Projections
     q: torch.Tensor
     """(M, d, C) and so are k, v and o, the output's weights transposed."""
     k: torch.Tensor
@@ -32,7 +40,7 @@ class Heads:
     o: torch.Tensor
 
     @staticmethod
-    def of(module: "Attention") -> "Heads":
+    def of(module: Projections) -> "Heads":
         q, k, v = (
             layer.weight.view(module.num_heads, -1, layer.in_features)
             for layer in (module.q_proj, module.k_proj, module.v_proj)
@@ -85,7 +93,7 @@ class Heads:
         return projected.view(count, -1, projected.shape[1])
 
 
-def can_carry(module: "Attention", tokens: int, cells: int) -> bool:
+def can_carry(module: Projections, tokens: int, cells: int) -> bool:
     """Whether carrying weights over to that many tokens saves work, and no layer is replaced or watched by a hook."""
     layers = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
     return (
@@ -95,7 +103,7 @@ def can_carry(module: "Attention", tokens: int, cells: int) -> bool:
     )
 
 
-def tokens_to_cells(module: "Attention", q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def tokens_to_cells(module: Projections, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """`module(q, k, v)` for queries of tokens (B, T, C), keys and values of cells (B, N, C): (B, T, C)."""
     heads = Heads.of(module)
     shares = (heads.carried_queries(q) @ k.transpose(1, 2)).softmax(dim=2)  # B MT N
@@ -103,7 +111,7 @@ def tokens_to_cells(module: "Attention", q: torch.Tensor, k: torch.Tensor, v: to
     return heads.pooled(shares @ v) + 0 * module.k_proj.bias.sum()
 
 
-def cells_to_tokens(module: "Attention", q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def cells_to_tokens(module: Projections, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """`module(q, k, v)` for queries of cells (B, N, C), keys and values of tokens (B, T, C): (B, N, C)."""
     heads = Heads.of(module)
     keys, offset = heads.carried_keys(k)

@@ -69,7 +69,8 @@ def apply_bottleneck(
     for start in range(0, (height - 1) // stride + 1, rows):
         top, bottom = start * stride - 1, min((start + rows - 1) * stride + 2, height + 1)  # one row more on both sides
         y = linear(pixels[:, max(top, 0) : bottom], wide.flatten(1), wide_bias, activation)
-        y = pad(y, (0, 0, 0, 0, max(-top, 0), max(bottom - height, 0)))  # beyond the map the hidden values are zero
+        if top < 0 or bottom > height:  # beyond the map the hidden values are zero; `pad` by nothing would copy
+            y = pad(y, (0, 0, 0, 0, max(-top, 0), max(bottom - height, 0)))
         y = conv2d(y.permute(0, 3, 1, 2), each, each_bias, stride, (0, 1), groups=len(each))
         stripes.append(linear(activation(y).permute(0, 2, 3, 1), narrow.flatten(1), narrow_bias))
     return torch.cat(stripes, dim=1).permute(0, 3, 1, 2)

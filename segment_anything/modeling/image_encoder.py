@@ -13,7 +13,7 @@ from torch import nn
 
 from segment_anything.modeling.attention import grid_attention_plain
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
-from segment_anything.modeling.linear import apply_linear, is_exported
+from segment_anything.modeling.linear import apply_linear, is_exported, may_divide
 
 
 class PatchEmbed(nn.Module):
@@ -70,12 +70,20 @@ class Attention(nn.Module):
         Projections run on real tokens only; windows that stick out of the grid see the bias beyond it, as the published
         network does (`grid_attention_plain`).
         """
+        # Windows do not see each other. A row of them at a time stays in the cache, and in memory that is used again.
+        is_divided = window_size and may_divide(x, self.qkv)
+        parts = x.split(window_size, dim=1) if is_divided else (x,)
+        mixed = [self._mix(part, window_size) for part in parts]
+        return apply_linear(self.proj, torch.cat(mixed, dim=1) if is_divided else mixed[0])
+
+    def _mix(self, x: torch.Tensor, window_size: int) -> torch.Tensor:
+        """(B, H, W, C) -> (B, H, W, C), all but the last projection."""
         qkv = apply_linear(self.qkv, x)
         attend: Callable[..., torch.Tensor] = grid_attention_plain
         if qkv.is_cuda and self.use_rel_pos and not is_exported():
             from segment_anything.modeling.cuda.grid_attention import grid_attention as attend
         tables = (self.rel_pos_h, self.rel_pos_w) if self.use_rel_pos else (None, None)
-        return apply_linear(self.proj, attend(qkv, self.qkv.bias, *tables, self.num_heads, window_size))
+        return attend(qkv, self.qkv.bias, *tables, self.num_heads, window_size)
 
 
 class Block(nn.Module):

@@ -46,8 +46,7 @@ def apply_mlp(
     """
     rows, hidden = prod(x.shape[:-1]), getattr(first, "out_features", 0)
     bytes_per_row = hidden * x.element_size()
-    is_known = type(first) is type(second) is nn.Linear and not is_watched(first, activation, second)
-    if x.device.type != "cpu" or plain_wanted() or not is_known or rows * bytes_per_row <= whole_bytes:
+    if not may_divide(x, first, second) or is_watched(activation) or rows * bytes_per_row <= whole_bytes:
         return apply_linear(second, apply_linear(first, x, activation))
     at_once = 1 << max(1, piece_bytes // bytes_per_row).bit_length() - 1  # a power of two, as kernels like rows best
     pieces = x.reshape(rows, x.shape[-1]).split(at_once)
@@ -78,6 +77,12 @@ def _fused(activation: nn.Module) -> tuple[str, str] | None:
 def is_watched(*modules: nn.Module) -> bool:
     """Whether somebody watches or changes, by a hook, what goes in or out of one of these (not of what is inside)."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def may_divide(x: torch.Tensor, *layers: nn.Module) -> bool:
+    """Whether parts of x may go through linear layers one after the other: on a CPU, and nobody would see the parts."""
+    is_known = all(type(layer) is nn.Linear for layer in layers) and not is_watched(*layers)
+    return is_known and x.device.type == "cpu" and not plain_wanted()
 
 
 def plain_wanted() -> bool:
