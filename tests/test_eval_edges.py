@@ -107,7 +107,7 @@ def test_perfect_maps_score_one(tmp_path: Path) -> None:
     rows = run(protocol, items).rows
     values = dict(protocol.values(rows))
     assert (values["images"], values["ods"], values["ois"]) == (2, 1, 1)
-    [plot] = draw_edges(protocol, rows, items, tmp_path)
+    plot, _ = draw_edges(protocol, rows, items, tmp_path)
     with Image.open(plot) as picture:
         assert min(picture.size) > 300
 

@@ -159,7 +159,7 @@ def test_precision_over_recall_of_half_found_objects(tmp_path: Path) -> None:
     curve = precision_over_recall(*protocol.measured(rows))["IoU 0.50"]
     assert curve[:51].tolist() == [1] * 51  # the dog, and one of two cats
     assert curve[51:].tolist() == [0.5] * 50
-    [file] = draw_instance(protocol, rows, data.images, tmp_path)
+    file, _ = draw_instance(protocol, rows, data.images, tmp_path)
     with Image.open(file) as picture:
         assert min(picture.size) > 300
 

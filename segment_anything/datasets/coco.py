@@ -126,14 +126,15 @@ def _objects(image: Entry, annotations: list[Entry], index_of: Mapping[int, int]
     drawn = [annotation for annotation in annotations if annotation.get("segmentation")]
     size_hw = (int(image["height"]), int(image["width"])) if image.get("height") and image.get("width") else None
     return CodedObjects(
-        codes=tuple(_code(annotation["segmentation"]) for annotation in drawn),
+        codes=tuple(mask_code(annotation["segmentation"]) for annotation in drawn),
         # -1, out of every range, becomes an error that names the image when it is read
         labels=tuple(index_of.get(int(a.get("category_id", 0)), -1) if index_of else 0 for a in drawn),
         size_hw=size_hw,
     )
 
 
-def _code(segmentation: Any) -> Rle | Polygons:
+def mask_code(segmentation: Any) -> Rle | Polygons:
+    """The segmentation of an annotation, as `objects.draw` reads it."""
     if isinstance(segmentation, Mapping):
         return segmentation
     # fewer than three corners (some tools write boxes or points so) enclose nothing

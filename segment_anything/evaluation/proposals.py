@@ -53,7 +53,8 @@ class Proposals:
         return {"counts": list(self.counts), **self.origin}
 
     def measure(self, item: Image) -> Row:
-        """Of each size the number of true masks, and how many are found at each overlap by the first K proposals."""
+        """Of each size how many true masks there are, and how many the first K proposals find at each overlap; of each
+        object its overlap with the proposal that covers it best."""
         sample = item.read()
         started = perf_counter()
         found = self.generate(sample.image)
@@ -62,7 +63,8 @@ class Proposals:
         truths = encode_rles(sample.masks)
         overlap = rle_iou([record_rle(record) for record in records], truths)
         area_px = np.count_nonzero(sample.masks, axis=(1, 2))
-        row: Row = {"proposals": len(records), "truths": {}, "hits": {}, "generate_ms": seconds * 1e3}
+        best = overlap.max(axis=0, initial=0.0).tolist()
+        row: Row = {"proposals": len(records), "truths": {}, "hits": {}, "best_iou": best, "generate_ms": seconds * 1e3}
         for size, (low, high) in AREA_RANGES.items():
             inside = (area_px >= low) & (area_px <= high)
             row["truths"][size] = int(inside.sum())
