@@ -4,7 +4,8 @@
     python benchmarks/scaling.py --megapixels 1 12 --points-per-side 8 --out build/scaling
 
 Every point is a process of its own (`benchmarks/amg_memory.py`): its seconds, and the peak of resident memory above the
-loaded model. Writes OUT.json and OUT.png.
+loaded model. Thresholds are those that `examples/demo.py` has for `nano`, which is never as sure of a mask as the
+defaults ask for. Writes OUT.json and OUT.png.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+THRESHOLDS = ("--pred-iou-thresh", "0.38", "--stability-score-thresh", "0.65")
 
 
 def size_wh(megapixels: float) -> tuple[int, int]:
@@ -27,7 +29,8 @@ def measure(megapixels: float, points_per_side: int, model: str, checkpoint: str
     """Seconds, peak and number of masks of one run."""
     size = [str(side) for side in size_wh(megapixels)]
     command = [sys.executable, str(ROOT / "benchmarks" / "amg_memory.py"), "--model", model, "--size-wh", *size]
-    command += ["--points-per-side", str(points_per_side), *(["--checkpoint", checkpoint] if checkpoint else [])]
+    command += ["--points-per-side", str(points_per_side), *THRESHOLDS]
+    command += ["--checkpoint", checkpoint] if checkpoint else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     row = {"megapixels": megapixels, "points_per_side": points_per_side, **found}

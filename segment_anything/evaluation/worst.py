@@ -91,7 +91,7 @@ def worst_detections(protocol: Instance, rows: Sequence[Row], items: Sequence[De
     for annotation in protocol.data.truth["annotations"]:
         if not annotation.get("iscrowd", 0):
             objects[annotation["image_id"], annotation["category_id"]].append(annotation)
-    names = {category["id"]: category["name"] for category in protocol.data.truth["categories"]}
+    names = {category["id"]: category.get("name", category["id"]) for category in protocol.data.truth["categories"]}
     by_name = {item.name: item for item in items}
     for row in rows:
         item, drawn = by_name[row["image"]], dict[int, list[Bool]]()
