@@ -37,7 +37,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     from segment_anything import SamAutomaticMaskGenerator, load_sam
 
     model = load_sam(args.model, checkpoint=args.checkpoint, device="cpu")
-    options = {"pred_iou_thresh": args.pred_iou_thresh, "stability_score_thresh": args.stability_score_thresh}
+    given = {"pred_iou_thresh": args.pred_iou_thresh, "stability_score_thresh": args.stability_score_thresh}
+    options = {name: value for name, value in given.items() if value is not None}
     if args.keep_all:
         options = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
     generator = SamAutomaticMaskGenerator(
@@ -78,8 +79,8 @@ def main() -> None:
     parser.add_argument("--points-per-batch", type=int, default=64)
     parser.add_argument("--crop-n-layers", type=int, default=0)
     parser.add_argument("--output-mode", default="coco_rle")
-    parser.add_argument("--pred-iou-thresh", type=float, default=0.88)
-    parser.add_argument("--stability-score-thresh", type=float, default=0.95)
+    parser.add_argument("--pred-iou-thresh", type=float)
+    parser.add_argument("--stability-score-thresh", type=float)
     parser.add_argument("--keep-all", action="store_true", help="no filter: every proposal at full size")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

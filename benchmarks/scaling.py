@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 THRESHOLDS = ("--pred-iou-thresh", "0.38", "--stability-score-thresh", "0.65")
+"""Those of `examples/demo.py`."""
 
 
 def size_wh(megapixels: float) -> tuple[int, int]:

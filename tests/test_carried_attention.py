@@ -80,10 +80,9 @@ def test_training_takes_it_and_only_where_it_saves_work() -> None:
 
     assert saved(few, cells, cells) > 0
     assert saved(cells, few, few) > 0
-    assert (
-        saved(many, cells, cells) == 0
-    )  # two heads of five tokens are more than the eight channels of the inner width
     assert saved(few, few, few) == 0
+    # Two heads of five tokens are more than the eight channels of the inner width.
+    assert saved(many, cells, cells) == 0
 
 
 def test_layers_that_somebody_changed_are_called_as_they_are() -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segment_anything.datasets.coco import image_names
 
 Entry = dict[str, Any]
@@ -72,6 +75,13 @@ def open_detected(truth: str | Path, detections: str | Path, images: str | Path)
         for entry in content["images"]
     )
     return DetectedSet(content, tuple(found), lvis="neg_category_ids" in (content["images"] or [{}])[0])
+
+
+def boxes_xyxy_of(detections: Sequence[Entry]) -> NDArray[np.float64]:
+    """(N, 4) x0, y0, x1, y1 in original pixels, of the x, y, width and height of COCO results."""
+    boxes = np.array([result["bbox"] for result in detections], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 def _load(path: str | Path) -> Any:

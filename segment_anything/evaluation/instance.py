@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segment_anything._optional import require
 from segment_anything.datasets import SampleError
 from segment_anything.datasets.objects import check_size
-from segment_anything.evaluation.detected import DetectedImage, DetectedSet, Entry
+from segment_anything.evaluation.detected import DetectedImage, DetectedSet, Entry, boxes_xyxy_of
 from segment_anything.evaluation.interact import Encoded, usable_boxes, weights_of
 from segment_anything.evaluation.options import InstanceOptions
 from segment_anything.evaluation.runs import Row, Value, median_times
@@ -55,12 +55,10 @@ class Instance:
             except SampleError as error:
                 raise SampleError(f"{item.name}: {error}") from error
         chosen = item.detections[: self.options.max_detections]
-        boxes = np.array([result["bbox"] for result in chosen], np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
         if not chosen:
             return {"results": []}
         encoded = Encoded(self.sam, image)
-        masks = boxes_to_rles(encoded, boxes, best_of_three=self.options.masks == "best")
+        masks = boxes_to_rles(encoded, boxes_xyxy_of(chosen), best_of_three=self.options.masks == "best")
         keys = ("image_id", "category_id", "score")
         return {
             "encode_ms": encoded.encode_seconds * 1e3,

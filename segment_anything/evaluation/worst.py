@@ -18,7 +18,8 @@ from segment_anything.datasets.coco import mask_code
 from segment_anything.datasets.objects import draw
 from segment_anything.evaluation.bsds import BsdsImage
 from segment_anything.evaluation.data import Image
-from segment_anything.evaluation.detected import DetectedImage, Entry
+from segment_anything.evaluation.detected import DetectedImage, Entry, boxes_xyxy_of
+from segment_anything.evaluation.edge_scores import f_measure
 from segment_anything.evaluation.edges import Edges, counts_of
 from segment_anything.evaluation.instance import Instance
 from segment_anything.evaluation.interact import Encoded, boxes_to_masks
@@ -97,7 +98,7 @@ def worst_detections(protocol: Instance, rows: Sequence[Row], items: Sequence[De
         item, drawn = by_name[row["image"]], dict[int, list[Bool]]()
         for detection, result in zip(item.detections, row["results"], strict=False):  # only the best have a result
             category, size_hw = result["category_id"], result["segmentation"]["size"]
-            there, box = objects[item.image_id, category], _corners(detection["bbox"])
+            there, box = objects[item.image_id, category], boxes_xyxy_of([detection])
             if category not in drawn:
                 drawn[category] = [_drawn(annotation, size_hw) for annotation in there]
             overlaps = box_iou(box, np.array([mask_to_box(truth) for truth in drawn[category]]).reshape(-1, 4))[0]
@@ -152,15 +153,9 @@ def worst_edges(protocol: Edges, rows: Sequence[Row], items: Sequence[BsdsImage]
     by_name = {item.name: item for item in items}
     for row, counts in zip(rows, counts_of(rows), strict=True):
         precision, recall = counts.precision_recall()
-        score = float((2 * precision * recall / np.maximum(precision + recall, 1e-12)).max())
+        score = float(f_measure(precision, recall).max())
         title = f"F {score:.2f} (photograph, edges, people) {row['image']}"
         yield Failure(score, title, partial(picture, by_name[row["image"]]))
-
-
-def _corners(bbox: Sequence[float]) -> NDArray[np.float64]:
-    """COCO's x, y, width, height -> (1, 4) x0, y0, x1, y1."""
-    x, y, width, height = bbox
-    return np.array([[x, y, x + width, y + height]], np.float64)
 
 
 def _drawn(annotation: Entry, size_hw: Sequence[int]) -> Bool:
