@@ -7,6 +7,10 @@ moves that share); then up to four rounds of corrections (points from the error 
 drawn by `simulate.py`. Weights and activations are bfloat16 where the processor multiplies in it, with float32 master
 weights, and an exponential moving average is what gets published. The run saves itself and goes on where it stopped.
 
+    python recipes/nano.py --cache CACHE/train --out RUN --init FILE --steps 0
+
+only measures FILE (published weights) on the held-out images.
+
 Learning rate: warm-up, constant, then linear to zero over the last part, so that `--steps` may be changed on resume.
 """
 
@@ -186,6 +190,16 @@ def main(options: Options) -> None:
     log.write(json.dumps({"start": step, **asdict(options)}) + "\n")
     rng = np.random.default_rng(options.seed * 7919 + step)
     mark, shown_sum = time.time(), {}
+
+    def report_check() -> None:
+        hours = round((seconds + time.time() - started) / 3600, 3)
+        scores = {name: round(value, 4) for name, value in check(model, master, packed, device).items()}
+        line = json.dumps({"check": step, "hours": hours, **scores})
+        print(line, flush=True)
+        log.write(line + "\n")
+
+    if step >= options.steps:
+        report_check()
     for batch in batches(packed, options, step):
         if step >= options.steps:
             break
@@ -217,13 +231,7 @@ def main(options: Options) -> None:
                 seconds=total,
             )
         if step % options.check_every == 0 or step == options.steps:
-            result = {
-                "check": step,
-                "hours": round((seconds + time.time() - started) / 3600, 3),
-                **{k: round(v, 4) for k, v in check(model, master, packed, device).items()},
-            }
-            print(json.dumps(result), flush=True)
-            log.write(json.dumps(result) + "\n")
+            report_check()
             mark = time.time()
         if over:
             break

@@ -69,6 +69,12 @@ def test_a_run_learns_resumes_and_publishes_a_file_that_load_sam_takes(data: Pat
     late = kept["average"]["image_encoder.laterals.0.weight"]
     torch.testing.assert_close(weight, late.half().float())
 
+    again = (*options, "--out", tmp_path / "measured", "--init", target, "--steps", 0)
+    measured = json.loads(run("nano.py", *again).splitlines()[-1])
+    assert measured["check"] == 0
+    assert measured["coco_cc_box"] == pytest.approx(lines[-1]["coco_cc_box"], abs=0.02)  # but for 16-bit rounding
+    assert not (tmp_path / "measured" / "last.pt").exists()
+
     run("publish_nano.py", out / "last.pt", target, "--mean", earlier, "--share", 0.25)
     weight = load_sam("nano", checkpoint=target).image_encoder.laterals[0].weight
     early = first["average"]["image_encoder.laterals.0.weight"]
