@@ -45,6 +45,14 @@ def test_two_processes_equal_one_that_accumulates(tmp_path: Path) -> None:
         torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-6)
 
 
+def test_threads_of_the_group_end_with_it_and_never_meet_the_end_of_the_interpreter(tmp_path: Path) -> None:
+    result = torchrun(PROGRAM, tmp_path)
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        threads = (tmp_path / f"threads{rank}.txt").read_text()
+        assert "gloo" not in threads, threads
+
+
 def test_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:
     result = torchrun(PROGRAM, tmp_path, "--term-at", 2)
     assert "143" in result.stderr

@@ -126,6 +126,8 @@ def main() -> None:
         outcome = Loop(task, options, given.out, workers).run()
         if workers.rank:  # the first process writes its weights by itself
             save_tensors(given.out / f"rank{workers.rank}.pt", task.module.state_dict())
+    threads = [(thread / "comm").read_text().strip() for thread in Path("/proc/self/task").glob("*")]
+    (given.out / f"threads{workers.rank}.txt").write_text("\n".join(threads))
     sys.exit(0 if outcome.finished else 143)
 
 

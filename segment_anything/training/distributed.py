@@ -5,6 +5,7 @@ every round of clicks, and DDP's hooks would either sum after each of them or ha
 same. Every process holds the whole model and all processes take the same decisions from the same reduced numbers.
 """
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,9 @@ def join_workers(device: torch.device) -> Iterator[Workers]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield Workers()
         return
+    # Its functions keep, as a default argument, the group there is when they are imported; the optimizer's first step
+    # imports them. A group begun before would outlive its destruction, and its threads meet a dying interpreter.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Workers(dist.get_rank(), dist.get_world_size())
