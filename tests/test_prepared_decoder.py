@@ -12,6 +12,7 @@ from torch import nn
 from toy import toy_sam
 
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
+from segment_anything.modeling.low_rank_cells import LowRankObjects
 from segment_anything.modeling.prepared_decoder import (
     PreparedDecoder,
     can_prepare,
@@ -20,6 +21,7 @@ from segment_anything.modeling.prepared_decoder import (
 )
 from segment_anything.modeling.prepared_images import PreparedImages
 from segment_anything.modeling.weights_watch import tensor_states
+from segment_anything.modeling.whole_cells import WholeObjects
 from segment_anything.prompts import Prompt, Prompts
 
 SAM_LIKE = {"width": 32, "heads": 2, "act": nn.GELU}
@@ -108,6 +110,59 @@ def test_groups_of_objects_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(singly, together, rtol=1e-12, atol=1e-12)
 
 
+def published() -> MaskDecoder:
+    torch.manual_seed(0)
+    return MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048)).eval()
+
+
+@torch.no_grad()
+def test_cells_of_objects_without_a_mask_prompt_are_never_made_up_to_twelve_tokens() -> None:
+    plain = published()
+    given = {name: value.float() for name, value in inputs(256, 2, 1, side=4).items()}
+    shared = PreparedDecoder(plain, given["features"], given["code"], given["vector"])
+    own = PreparedDecoder(plain, given["features"], given["code"])
+    kinds = [type(shared._objects(torch.zeros(2, tokens, 256), None)) for tokens in (7, 12, 13)]
+    assert kinds == [LowRankObjects, LowRankObjects, WholeObjects]
+    assert type(own._objects(torch.zeros(2, 7, 256), given["dense"])) is WholeObjects
+    rounded = PreparedDecoder(plain.bfloat16(), *(given[name].bfloat16() for name in ("features", "code", "vector")))
+    assert type(rounded._objects(torch.zeros(2, 7, 256, dtype=torch.bfloat16), None)) is WholeObjects
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [2, 7], ids=["one click", "six clicks"])
+def test_float32_is_as_near_to_float64_by_low_rank_as_by_whole_cells(tokens: int) -> None:
+    plain = published()
+    given = inputs(256, 2, tokens, side=12)
+    given["sparse"] *= 5  # attention that is sharp, as that of trained weights
+    dense = given["vector"].view(1, -1, 1, 1).expand(2, -1, 12, 12)
+    exact, _ = copy.deepcopy(plain).double().predict_masks(given["features"], given["code"], given["sparse"], dense)
+    f32 = {name: value.float() for name, value in given.items()}
+    low_rank = PreparedDecoder(plain, f32["features"], f32["code"], f32["vector"])
+    whole = PreparedDecoder(plain, f32["features"] + f32["vector"].view(1, -1, 1, 1), f32["code"])
+    errors = []
+    for prepared in (low_rank, whole):
+        masks, _ = prepared.predict_masks(f32["sparse"], torch.zeros(2, 256, 12, 12), slice(None))
+        errors.append(float((masks - exact).abs().max() / exact.std()))
+    assert errors[0] < 2 * errors[1] + 1e-6
+    assert errors[0] < 1e-4
+
+
+@torch.no_grad()
+def test_a_cell_of_one_value_stays_finite() -> None:
+    plain = decoder(**SAM_LIKE).float()  # type: ignore[arg-type]
+    given = {name: value.float() for name, value in inputs(32, 2, 1).items()}
+    given["features"][..., 0, 0] = 1e3  # no deviation, and a square that rounds
+    given["vector"] *= 0
+    for layer in plain.transformer.layers:
+        layer.cross_attn_image_to_token.out_proj.weight *= 0
+        layer.cross_attn_image_to_token.out_proj.bias *= 0
+    dense = given["vector"].view(1, -1, 1, 1).expand(2, -1, 6, 6)
+    expected, _ = plain.predict_masks(given["features"], given["code"], given["sparse"], dense)
+    prepared = PreparedDecoder(plain, given["features"], given["code"], given["vector"])
+    masks, _ = prepared.predict_masks(given["sparse"], dense, slice(None))
+    torch.testing.assert_close(masks, expected, rtol=1e-3, atol=1e-3)
+
+
 class Louder(MaskDecoder):
     """A decoder of somebody else."""
 
@@ -126,8 +181,7 @@ def test_decoders_that_compute_something_else_are_not_prepared() -> None:
 
 
 def test_up_to_eleven_tokens_are_carried_over_at_the_published_sizes() -> None:
-    published = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
-    assert most_prompt_tokens(published) == 11
+    assert most_prompt_tokens(published()) == 11
 
 
 def test_an_expanded_vector_is_told_from_a_map() -> None:

@@ -2,9 +2,9 @@
 
 Five rewrites, all exact in real arithmetic (tests compare them with `MaskDecoder`, which stays the definition):
 
-- Without a mask prompt all objects of an image start from the same cells, so what the first block projects from them is
-  computed once an image.
-- The image-side weights of an attention are carried over to the few tokens (`prepared_attention`).
+- Without a mask prompt all objects of an image start from the same cells. What is theirs alone has a low rank, and on a
+  CPU no object's cells are made at all (`low_rank_cells`).
+- Elsewhere the image-side weights of an attention are carried over to the few tokens (`whole_cells`).
 - In the last attention only those tokens look at the image whose answers are read.
 - Objects are decoded a few at a time and one after the other where cells are concerned, so that the cells of one stay
   in the cache and nothing is repeated for a whole batch.
@@ -15,19 +15,23 @@ Segment Anything, https://arxiv.org/abs/2304.02643, appendix A "Lightweight mask
 Letters: B objects, T tokens, N = g * g image cells, C width, M heads, d head width, K masks of an object.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from segment_anything.modeling.carried_attention import Heads
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
-from segment_anything.modeling.linear import is_watched, linear
+from segment_anything.modeling.linear import is_watched
+from segment_anything.modeling.low_rank_cells import LowRankImage
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
-from segment_anything.modeling.prepared_attention import Block, Update
+from segment_anything.modeling.prepared_attention import Block
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer
-from segment_anything.modeling.prepared_upscaler import Upscaler
+from segment_anything.modeling.prepared_upscaler import HALF, FirstLayer, Upscaler
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
+from segment_anything.modeling.whole_cells import WholeImage, WholeObjects
 
 GROUP_BYTES = 2**25
 """About how much memory the cells of the objects decoded together may take, on a CPU."""
@@ -66,8 +70,21 @@ def same_everywhere(dense: torch.Tensor) -> torch.Tensor | None:
     return dense[0, :, 0, 0] if is_expanded and sum(stride != 0 for stride in strides) <= 1 else None
 
 
+class Objects(Protocol):
+    """Objects of an image that are decoded together, and what their cells are."""
+
+    def look(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens (B, T, C) look at the image before block `index`, or after all of them -> (B, T, C)."""
+
+    def tell(self, index: int, queries: torch.Tensor, tokens: torch.Tensor) -> None:
+        """What the queries (B, T, C) of block `index` tell the cells; tokens: as they came."""
+
+    def first_layer(self, index: int, upscaler: Upscaler) -> FirstLayer:
+        """The upscaler's first layer of an object's cells."""
+
+
 class PreparedDecoder:
-    """A mask decoder for the objects of one image. It changes nothing after construction: threads may share it.
+    """A mask decoder for the objects of one image. It only adds what it had not needed before: threads may share it.
 
     Weights are taken as they are now; make a new one after they change.
     """
@@ -94,8 +111,6 @@ class PreparedDecoder:
         assert isinstance(transformer, TwoWayTransformer)
         self.decoder = decoder
         self.size_hw = image_embeddings.shape[-2], image_embeddings.shape[-1]
-        self.code = _as_cells(image_pe)  # 1 N C
-        self.cells = _as_cells(image_embeddings)
         self.blocks = [
             Block(layer, Heads.of(layer.cross_attn_token_to_image), Heads.of(layer.cross_attn_image_to_token))
             for layer in transformer.layers
@@ -105,15 +120,15 @@ class PreparedDecoder:
         self.final_norm = transformer.norm_final_attn
         self.upscaler = Upscaler(decoder, self.size_hw)
         self.mixer = mixer
-        self.first: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-        if dense_everywhere is not None and mixer is None:
-            self.cells = self.cells + dense_everywhere
-            coded, to_image, to_tokens = self.cells + self.code, self.blocks[0].to_image, self.blocks[0].to_tokens
-            self.first = (
-                to_image.split(linear(coded, to_image.module.k_proj.weight, None)).transpose(1, 2),  # M d N
-                to_image.split(linear(self.cells, to_image.module.v_proj.weight, None)),  # M N d
-                to_tokens.split(to_tokens.module.q_proj(coded)).transpose(1, 2) * to_tokens.scale,  # M d N
-            )
+        self.is_shared = dense_everywhere is not None and mixer is None
+        cells = _as_cells(image_embeddings)
+        cells = cells + dense_everywhere if dense_everywhere is not None and mixer is None else cells
+        self.whole = WholeImage(self.blocks, self.final, cells, _as_cells(image_pe), self.is_shared)
+
+    @cached_property
+    def low_rank(self) -> LowRankImage:
+        """The image for objects that share the cells they begin with; made when first asked for."""
+        return LowRankImage(self.blocks, self.final, self.whole.cells[0], self.whole.code[0], self.upscaler.first)
 
     @torch.no_grad()
     def predict_masks(
@@ -132,10 +147,10 @@ class PreparedDecoder:
         """
         masks: list[torch.Tensor] = []
         ious = []
-        for tokens, cells in self._transformed(sparse, dense, chosen):
+        for tokens, objects in self._transformed(sparse, dense, chosen):
             ious.append(self.decoder.predict_iou(tokens[:, 0])[:, chosen])
             kernels = self.upscaler.kernels(tokens[:, 1:], chosen)
-            masks.extend(self.upscaler(cells[i], kernels[i]) for i in range(len(tokens)))
+            masks.extend(self._masks(objects, i, own) for i, own in enumerate(kernels))
         return torch.stack(masks), torch.cat(ious)
 
     @torch.no_grad()
@@ -153,91 +168,72 @@ class PreparedDecoder:
         masks: list[torch.Tensor] = []
         places, ious = [], []
         done = 0
-        for tokens, cells in self._transformed(sparse, dense, chosen):
+        for tokens, objects in self._transformed(sparse, dense, chosen):
             iou = self.decoder.predict_iou(tokens[:, 0])[:, chosen]
             passed = iou.float() > iou_threshold
             rows = passed.any(dim=1).nonzero()[:, 0].tolist()
             if rows:
                 kernels = self.upscaler.kernels(tokens[rows, 1:], chosen)
-                masks.extend(self.upscaler(cells[i], kernels[j, passed[i]]) for j, i in enumerate(rows))
+                masks.extend(self._masks(objects, i, kernels[j, passed[i]]) for j, i in enumerate(rows))
             places.append(passed.nonzero() + torch.tensor([done, 0], device=passed.device))
             ious.append(iou)
             done += len(iou)
         side_hw = 4 * self.size_hw[0], 4 * self.size_hw[1]
         if not masks:
-            masks = [torch.empty((0, *side_hw), dtype=self.cells.dtype, device=self.cells.device)]
+            masks = [self.whole.cells.new_empty((0, *side_hw))]
         return torch.cat(masks), torch.cat(places), torch.cat(ious)
+
+    def _masks(self, objects: Objects, index: int, kernels: torch.Tensor) -> torch.Tensor:
+        """Masks (K, 4g, 4g) of an object by its kernels (K, C / 8)."""
+        return self.upscaler(objects.first_layer(index, self.upscaler), kernels)
 
     def _transformed(
         self, sparse: torch.Tensor, dense: torch.Tensor | Drawn, chosen: slice
-    ) -> Iterator[tuple[torch.Tensor, Sequence[torch.Tensor]]]:
+    ) -> Iterator[tuple[torch.Tensor, Objects]]:
         """The transformer over a few objects at a time.
 
         Yields:
-            The IoU token and those of the chosen masks (b, 1 + K', C), and the cells (N, C) of each object.
+            The IoU token and those of the chosen masks (b, 1 + K', C), and the objects with their cells.
         """
         output = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
         tokens = torch.cat([output[None].expand(len(sparse), -1, -1), sparse], dim=1)
         read = [0, *range(1, 1 + self.decoder.num_mask_tokens)[chosen]]
-        step = max(1, GROUP_BYTES // (self.cells.numel() * self.cells.element_size()))
+        cells = self.whole.cells
+        step = max(1, GROUP_BYTES // (cells.numel() * cells.element_size()))
         for start in range(0, len(tokens), step):
             part = slice(start, start + step)
-            yield self._transform(tokens[part], None if self.first is not None else dense[part], read)
+            objects = self._objects(tokens[part], None if self.is_shared else dense[part])
+            yield self._transform(objects, tokens[part], read), objects
 
-    def _transform(
-        self, tokens: torch.Tensor, dense: torch.Tensor | Drawn | None, read: list[int] | slice
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-        # What a block's tokens tell the cells changes no token, so it is put off until the next look at the image:
-        # each object's cells are then visited once a block.
-        parts = _parts(tokens)
-        cells = self._start(dense, parts)
-        first = self.blocks[0]
-        queries = first.tokens_alone(tokens, tokens)
-        attended = self._first_look(queries + tokens, parts, cells)
-        queries = first.tokens_after(queries, attended)
+    def _transform(self, objects: Objects, tokens: torch.Tensor, read: list[int] | slice) -> torch.Tensor:
+        """The tokens that are read, behind the transformer; the objects know their cells then."""
+        queries = tokens
         for index, block in enumerate(self.blocks):
-            known = None if self.first is None or index else self.first[2]
-            update = Update.of(block, queries, tokens, known)
-            following = self.blocks[index + 1] if index + 1 < len(self.blocks) else None
-            if following is not None:
-                queries = following.tokens_alone(queries, tokens)
-            else:
-                queries, tokens = queries[:, read], tokens[:, read]
-            look = self.final if following is None else following.to_image
-            carried = look.carried_queries(queries + tokens)
-            pooled = []
-            for i, part in enumerate(parts):
-                cells[i] = update.apply(part, cells[i], self.code, in_place=cells[i] is not self.cells)
-                pooled.append(self._pool(carried[part], cells[i]))
-            attended = look.pooled(torch.cat(pooled))
-            if following is not None:
-                queries = following.tokens_after(queries, attended)
-        return self.final_norm(queries + attended), [one for part in cells for one in part.unbind(0)]
+            queries = block.tokens_alone(queries, tokens)
+            queries = block.tokens_after(queries, objects.look(index, queries + tokens))
+            objects.tell(index, queries, tokens)
+        queries, tokens = queries[:, read], tokens[:, read]
+        normed: torch.Tensor = self.final_norm(queries + objects.look(len(self.blocks), queries + tokens))
+        return normed
 
-    def _start(self, dense: torch.Tensor | Drawn | None, parts: Sequence[slice]) -> list[torch.Tensor]:
-        """The cells (b or 1, N, C) of each part of the objects, as the first block meets them."""
+    def _objects(self, tokens: torch.Tensor, dense: torch.Tensor | Drawn | None) -> Objects:
+        """Objects of tokens (b, T, C) as the first block meets them."""
+        cells = self.whole.cells
+        is_exact = cells.device.type == "cpu" and cells.dtype not in HALF
+        if dense is None and is_exact and tokens.shape[1] <= self.low_rank.most_tokens:
+            return self.low_rank.start(*tokens.shape[:2])
+        return self._whole_objects(tokens, dense)
+
+    def _whole_objects(self, tokens: torch.Tensor, dense: torch.Tensor | Drawn | None) -> WholeObjects:
+        parts = _parts(tokens)
+        cells = self.whole.cells
         if dense is None:
-            return [self.cells] * len(parts)
+            return WholeObjects(self.whole, parts, [cells] * len(parts))
         if isinstance(dense, Drawn):
             assert self.mixer is not None
             coarse = self.mixer.coarse(dense)
-            return [self.mixer.cells(dense[part], coarse[part]) for part in parts]
-        return [self.cells + _as_cells(dense[part]) for part in parts]
-
-    def _pool(self, carried: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Each token's and head's average of the cells (b, N, C), by carried queries (b, M * T, C)."""
-        coded = cells + self.code
-        return torch.bmm(torch.bmm(carried, coded.transpose(1, 2)).softmax(dim=-1), cells)
-
-    def _first_look(self, queries: torch.Tensor, parts: Sequence[slice], cells: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The first block's tokens (B, T, C) look at the image -> (B, T, C)."""
-        heads = self.blocks[0].to_image
-        if self.first is None:
-            carried = heads.carried_queries(queries)
-            return heads.pooled(torch.cat([self._pool(carried[p], c) for p, c in zip(parts, cells, strict=True)]))
-        keys, values, _ = self.first
-        q = heads.split(heads.module.q_proj(queries)) * heads.scale  # M BT d
-        return heads.output(torch.bmm(torch.bmm(q, keys).softmax(dim=-1), values), len(queries))
+            return WholeObjects(self.whole, parts, [self.mixer.cells(dense[part], coarse[part]) for part in parts])
+        return WholeObjects(self.whole, parts, [cells + _as_cells(dense[part]) for part in parts])
 
 
 def _as_cells(maps: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 Letters: B objects, K masks of an object, N = g * g image cells, C width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.functional import layer_norm
@@ -13,6 +15,8 @@ from segment_anything.modeling.linear import linear
 from segment_anything.modeling.mask_decoder import MaskDecoder
 
 HALF = (torch.bfloat16, torch.float16)
+FirstLayer = Callable[[slice], torch.Tensor]
+"""The upscaler's first linear layer of some of an object's cells, (n, C)."""
 
 
 class Upscaler:
@@ -38,17 +42,17 @@ class Upscaler:
         mlps = list(self.hypernetworks)[chosen]
         return torch.stack([mlp(tokens[:, index]) for index, mlp in enumerate(mlps)], dim=1)
 
-    def __call__(self, cells: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-        """Cells (N, C) and kernels (K, C / 8) of one object -> masks (K, 4g, 4g)."""
+    def __call__(self, first_layer: FirstLayer, kernels: torch.Tensor) -> torch.Tensor:
+        """Kernels (K, C / 8) of one object, and the first layer of its cells -> masks (K, 4g, 4g)."""
         (height, width), count = self.size_hw, len(kernels)
-        dtype = torch.float32 if cells.dtype in HALF else cells.dtype  # logits keep their digits
-        out = cells.new_empty((count, height, 2, 2, width, 2, 2), dtype=dtype)  # y, its child, its grandchild, x, ...
+        dtype = torch.float32 if kernels.dtype in HALF else kernels.dtype  # logits keep their digits
+        out = kernels.new_empty((count, height, 2, 2, width, 2, 2), dtype=dtype)  # y, its child, its grandchild, x, ...
         pairs = _as_pairs(out)
         for row in range(0, height, self.rows):
-            part = cells[row * width : (row + self.rows) * width]
-            x = linear(part, *self.first).view(len(part) * 4, -1)
+            cells = first_layer(slice(row * width, (row + self.rows) * width))
+            x = cells.view(len(cells) * 4, -1)
             x = self.act1(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps))
-            x = linear(x, *self.second, self.act2).view(len(part) * 16, -1)
+            x = linear(x, *self.second, self.act2).view(len(cells) * 16, -1)
             masks = linear(kernels.to(dtype), x.to(dtype), None).view(
                 count, -1, width, 2, 2, 2, 2
             )  # K y x, child y x, grandchild y x

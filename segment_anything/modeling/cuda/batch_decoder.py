@@ -35,10 +35,11 @@ class BatchDecoder(PreparedDecoder):
         tokens = torch.cat([output[None].expand(len(sparse), -1, -1), sparse], dim=1)
         # a slice, where a list of places would have to be sent to the device
         read = slice(0, 1 + self.decoder.num_mask_tokens)
-        tokens, cells = self._transform(tokens, None if self.first is not None else dense, read)
+        objects = self._whole_objects(tokens, None if self.is_shared else dense)
+        tokens = self._transform(objects, tokens, read)
         iou = self.decoder.predict_iou(tokens[:, 0])[:, chosen]
         kernels = self.upscaler.kernels(tokens[:, 1:][:, chosen], chosen)
-        return upscale(self.upscaler, torch.stack(tuple(cells)), kernels), iou
+        return upscale(self.upscaler, torch.stack(objects.each()), kernels), iou
 
 
 def upscale(upscaler: Upscaler, cells: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:

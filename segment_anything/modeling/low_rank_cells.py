@@ -1,0 +1,273 @@
+"""The cells of objects as what an image shares and a low rank of their own, without gradients: no object's are made.
+
+What tokens tell the cells is attention weights times values, of rank M * T. A normalisation is linear but for one
+factor a cell. So before any block, the N x C cells of an object that has no mask prompt are
+
+    r * (Y + S' D)
+
+with Y the image's, r a factor a cell, S the attention weights of all blocks so far, D what they carry. One block on:
+
+    x    = r * (Y + S' D) + A' V = r * (Y + [S; A / r]' [D; V])         weights A, values V
+    r    = f * r                                                        f: one over the deviation of each cell of x
+    S    = [S; A / r; 1 / f r]                                          r as it was
+    Y, D = g * centred(Y), [g * centred(D); g * centred(V); b]          g, b: the norm's weight and bias
+
+Every product of the cells with weights, W' x, is then a product with W' Y, which is computed once an image, and one
+with S, which has 57 rows for each block of the published decoder (8 heads, 7 tokens) instead of 256 columns. The
+deviation needs no cells either: it is made of |Y|^2, Y V' and V V'. Exact in real arithmetic; `TwoWayTransformer` is
+the definition (Segment Anything, https://arxiv.org/abs/2304.02643, appendix A "Lightweight mask decoder").
+
+Letters: B objects, T tokens, N image cells, C width, M heads, d head width, R rows of S.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from segment_anything.modeling.carried_attention import Heads
+from segment_anything.modeling.linear import linear
+from segment_anything.modeling.prepared_attention import Block
+from segment_anything.modeling.prepared_upscaler import FirstLayer, Upscaler
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The image's side of the scores between tokens and cells."""
+
+    heads: torch.Tensor
+    """(M, d, C), the cells' projection."""
+    shared: torch.Tensor
+    """Y projected (M, d, N); at the first level, where r is 1, with the position code and the bias."""
+    code: torch.Tensor | None
+    """Position code and bias projected (M, d, N), at later levels."""
+
+    @staticmethod
+    def of(
+        heads: torch.Tensor, bias: torch.Tensor | None, shared: torch.Tensor, code: torch.Tensor, is_first: bool
+    ) -> "Scores":
+        """Args: heads: (M, d, C); bias: (M * d,); shared: Y (N, C); code: (N, C)."""
+        positions = _project(heads, code)
+        if bias is not None:
+            positions += bias.view(len(heads), -1, 1)
+        if is_first:
+            return Scores(heads, _project(heads, shared) + positions, None)
+        return Scores(heads, _project(heads, shared), positions)
+
+    def __call__(self, tokens: torch.Tensor, cells: "LowRankCells") -> torch.Tensor:
+        """Tokens projected and scaled (M, T, d) -> (M, T, N)."""
+        scores = torch.bmm(tokens, self.shared)
+        if self.code is not None:
+            scores.view(-1, scores.shape[2]).addmm_((tokens @ self.heads).flatten(0, 1) @ cells.carried.T, cells.rows)
+            scores.mul_(cells.factors).baddbmm_(tokens, self.code)
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Variance:
+    """The image's side of a normalisation's variance: products of the centred Y (N, C)."""
+
+    squares: torch.Tensor
+    """|Y|^2 (N,)."""
+    carried: tuple[torch.Tensor, ...]
+    """Of each block so far, the products (M, d + 1, N) with its output's weights and bias, as they are carried here,
+    and of the norms between them, in turns, the products (1, N) with their bias."""
+
+    def __call__(self, cells: "LowRankCells", carried: torch.Tensor) -> torch.Tensor:
+        """What an object's rows carry, centred (R, C) -> (N,), the sum of its cells' squares over C, by r^2."""
+        rows = cells.rows
+        products = torch.empty_like(rows)
+        start = 0
+        for shared, own in zip(self.carried, cells.values, strict=True):
+            if own is None:
+                products[start] = shared[0]
+                start += 1
+            else:
+                heads, tokens, _ = own.shape
+                out = products[start : start + heads * tokens].view(heads, tokens, -1)
+                torch.bmm(own, shared, out=out)
+                start += heads * tokens
+        products.addmm_(carried @ carried.T, rows, beta=2).mul_(rows)
+        return products.sum(dim=0).add_(self.squares).clamp_(min=0)  # rounding of a cell that is all one value
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """What all objects of an image share before a block, or before the last look."""
+
+    look: Heads
+    keys: Scores
+    values: torch.Tensor
+    """(M, d, N), Y projected."""
+    tell: Heads | None
+    """None before the last look: nothing is told to the cells any more."""
+    queries: Scores | None
+    variance: Variance | None
+    norm: nn.LayerNorm | None
+
+
+class LowRankImage:
+    """The levels of an image."""
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        final: Heads,
+        cells: torch.Tensor,
+        code: torch.Tensor,
+        upscaling: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Prepare an image.
+
+        Args:
+            blocks: of the transformer.
+            final: its last look at the image.
+            cells: (N, C), with the dense prompt that all objects share.
+            code: position code (N, C).
+            upscaling: weight (C', C) and bias (C',) of the first linear layer behind the transformer.
+        """
+        self.blocks = blocks
+        self.upscaling = upscaling
+        shared, sources = cells, list[torch.Tensor]()
+        self.levels: list[Level] = []
+        for index, block in enumerate(blocks):
+            look, tell, norm = block.to_image, block.to_tokens, block.module.norm4
+            keys = Scores.of(look.k, None, shared, code, index == 0)
+            queries = Scores.of(tell.q, tell.module.q_proj.bias, shared, code, index == 0)
+            values = _project(look.v, shared)
+            bias = tell.module.out_proj.bias / len(tell.o)
+            sources.append(torch.cat([tell.o, bias.expand(len(tell.o), 1, -1)], dim=1))  # M d+1 C
+            shared, sources = _centred(shared), [_centred(source) for source in sources]
+            variance = Variance(shared.square().sum(dim=1), tuple(source @ shared.T for source in sources))
+            self.levels.append(Level(look, keys, values, tell, queries, variance, norm))
+            shared, sources = shared * norm.weight, [source * norm.weight for source in sources]
+            sources.append(norm.bias[None])
+        values = _project(final.v, shared)
+        keys = Scores.of(final.k, None, shared, code, not blocks)
+        self.levels.append(Level(final, keys, values, None, None, None, None))
+        self.upscaled = linear(shared, upscaling[0], None)  # N C'
+
+    @property
+    def most_tokens(self) -> int:
+        """With more tokens, of prompts and of the decoder's own, cells made whole take less time (docs/log.md)."""
+        heads, _, width = self.levels[0].look.q.shape
+        return 3 * width // (4 * heads * len(self.blocks))
+
+    def rows(self, tokens: int) -> int:
+        """Rows of S behind all blocks."""
+        return len(self.blocks) * (len(self.levels[0].look.q) * tokens + 1)
+
+    def start(self, count: int, tokens: int) -> "LowRankObjects":
+        """Objects of that many tokens, which nothing was told yet."""
+        cells = self.upscaled.new_empty((count, self.rows(tokens), len(self.upscaled)))
+        return LowRankObjects(self, [LowRankCells(self, rows) for rows in cells])
+
+
+class LowRankCells:
+    """The cells of one object, before some block; `tell` moves them behind it."""
+
+    def __init__(self, image: LowRankImage, room: torch.Tensor) -> None:
+        """Args: room: (R, N), for S as it will be behind all blocks."""
+        self.image, self._room, self._filled = image, room, 0
+        self.factors = room.new_ones(room.shape[1])
+        """r (N,)."""
+        self.carried = room.new_empty((0, image.upscaling[0].shape[1]))
+        """D (R, C)."""
+        self.values: list[torch.Tensor | None] = []
+        """Of each block so far (M, T, d + 1), the tokens' values and a one for the output's bias, and None for the
+        bias of the norm behind it."""
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """S (R, N), as it is so far."""
+        return self._room[: self._filled]
+
+    def pool(self, level: Level, queries: torch.Tensor) -> torch.Tensor:
+        """Averages of the projected cells by queries (M, T, d) -> (M, T, d), without the values' bias."""
+        weights = level.keys(queries, self).softmax(dim=2)
+        if self._filled == 0:
+            return torch.bmm(weights, level.values.transpose(1, 2))
+        weights.mul_(self.factors)
+        own = (weights.view(-1, weights.shape[2]) @ self.rows.T @ self.carried).view(*weights.shape[:2], -1)  # M T C
+        return torch.bmm(weights, level.values.transpose(1, 2)).baddbmm_(own, level.look.v.transpose(1, 2))
+
+    def tell(self, level: Level, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Move behind a block whose tokens have keys and values (M, T, d)."""
+        assert level.tell is not None
+        assert level.queries is not None
+        assert level.variance is not None
+        assert level.norm is not None
+        scores = level.queries(keys, self)
+        start = self._filled
+        self._filled += scores.shape[0] * scores.shape[1]
+        torch.softmax(scores, 1, out=self._room[start : self._filled].view(scores.shape))
+        if start:
+            self._room[start : self._filled].div_(self.factors)
+        bias = level.tell.module.out_proj.bias / len(scores)
+        told = torch.baddbmm(bias, values, level.tell.o).flatten(0, 1)
+        carried = _centred(torch.cat([self.carried, told]))
+        self.values.append(torch.cat([values, torch.ones_like(values[..., :1])], dim=2))
+        variance = level.variance(self, carried).mul_(self.factors).mul_(self.factors).div_(carried.shape[1])
+        self.factors = self.factors / variance.add_(level.norm.eps).sqrt_()
+        torch.reciprocal(self.factors, out=self._room[self._filled])
+        self._filled += 1
+        self.carried = torch.cat([carried * level.norm.weight, level.norm.bias[None]])
+        self.values.append(None)
+
+    def first_layer(self) -> FirstLayer:
+        """The first linear layer behind the transformer."""
+        weight, bias = self.image.upscaling
+        carried = linear(self.carried, weight, None)  # R C'
+        carried[-1] += bias  # the last row of S is 1 / r
+        return partial(
+            _first_layer, self.rows.T.contiguous(), carried.T.contiguous(), self.factors, self.image.upscaled
+        )
+
+
+class LowRankObjects:
+    """Objects of an image that are decoded together."""
+
+    def __init__(self, image: LowRankImage, cells: list[LowRankCells]) -> None:
+        self.image, self.cells = image, cells
+
+    def look(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens (B, T, C) look at the image before block `index` -> (B, T, C)."""
+        level = self.image.levels[index]
+        heads = level.look
+        queries = heads.split(heads.module.q_proj(tokens)).mul_(heads.scale).unflatten(1, tokens.shape[:2])
+        pooled = [cells.pool(level, queries[:, i]) for i, cells in enumerate(self.cells)]
+        return heads.output(torch.cat(pooled, dim=1), len(tokens))
+
+    def tell(self, index: int, queries: torch.Tensor, tokens: torch.Tensor) -> None:
+        """What the tokens of block `index` (B, T, C) tell the cells, tokens with and without what they are."""
+        level = self.image.levels[index]
+        heads = level.tell
+        assert heads is not None
+        shape = queries.shape[:2]
+        keys = heads.split(heads.module.k_proj(queries + tokens)).mul_(heads.scale).unflatten(1, shape)
+        values = heads.split(heads.module.v_proj(queries)).unflatten(1, shape)
+        for i, cells in enumerate(self.cells):
+            cells.tell(level, keys[:, i], values[:, i])
+
+    def first_layer(self, index: int, upscaler: Upscaler) -> FirstLayer:
+        """The upscaler's first layer of an object's cells."""
+        assert upscaler.first is self.image.upscaling
+        return self.cells[index].first_layer()
+
+
+def _first_layer(
+    rows: torch.Tensor, carried: torch.Tensor, factors: torch.Tensor, shared: torch.Tensor, part: slice
+) -> torch.Tensor:
+    """Of rows S' (N, R), what they carry (C', R), factors (N,) and the image's part (N, C'): (n, C')."""
+    return linear(rows[part], carried, None).add_(shared[part]).mul_(factors[part, None])
+
+
+def _project(heads: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """(M, d, C) of cells (N, C) -> (M, d, N)."""
+    return (heads.flatten(0, 1) @ cells.T).view(*heads.shape[:2], -1)
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean(dim=-1, keepdim=True)
