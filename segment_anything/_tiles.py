@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided, sliding_window_view
+from numpy.lib.stride_tricks import sliding_window_view
 
 from segment_anything._side_by_side import side_by_side
 from segment_anything.geometry import ImageGeometry
@@ -214,21 +214,24 @@ def _paint(masks: npt.NDArray[np.bool_], at: tuple[Ints, ...], pixels: npt.NDArr
     """Write tiles into masks (n, H, W).
 
     Args:
-        masks: to write into.
+        masks: to write into, without gaps in memory.
         at: mask, tile row and tile column of t tiles, (t,) each.
         pixels: (t, 32, 64), or (1, 32, 64) for all of them; what lies outside the image is left out.
     """
     mask, tile_y, tile_x = at
-    for rows, height, top in _runs(masks.shape[1], TILE_HW[0], tile_y):
-        for columns, width, left in _runs(masks.shape[2], TILE_HW[1], tile_x):
+    count, down, across = masks.shape
+    for rows, height, top in _runs(down, TILE_HW[0], tile_y):
+        for columns, width, left in _runs(across, TILE_HW[1], tile_x):
             chosen = np.flatnonzero(rows & columns)
             if len(chosen):
-                corner = masks[:, top * TILE_HW[0] :, left * TILE_HW[1] :]
-                count = len(masks), corner.shape[1] // height, corner.shape[2] // width
-                steps = masks.strides[1] * TILE_HW[0], masks.strides[2] * TILE_HW[1]
-                tiles = as_strided(corner, (*count, height, width), (masks.strides[0], *steps, *masks.strides[1:]))
-                drawn = pixels if len(pixels) == 1 else pixels[chosen]
-                tiles[mask[chosen], tile_y[chosen] - top, tile_x[chosen] - left] = drawn[:, :height, :width]
+                row = np.dtype((np.void, width))  # of a tile, moved as one value: twice as fast as pixel by pixel
+                first = top * TILE_HW[0], left * TILE_HW[1]
+                shape = count, (down - first[0]) // height, (across - first[1]) // width, height
+                strides = masks.strides[0], TILE_HW[0] * masks.strides[1], TILE_HW[1], masks.strides[1]
+                tiles = np.ndarray(shape, row, masks, first[0] * masks.strides[1] + first[1], strides)
+                drawn = (pixels if len(pixels) == 1 else pixels[chosen])[:, :height, :width]
+                places = mask[chosen], tile_y[chosen] - top, tile_x[chosen] - left
+                tiles[places] = np.ascontiguousarray(drawn).view(row)[..., 0]
 
 
 def _runs(size: int, tile: int, index: Ints) -> list[tuple[npt.NDArray[np.bool_], int, int]]:
