@@ -12,8 +12,11 @@ with Y the image's, r a factor a cell, S the attention weights of all blocks so 
     S    = [S; A / r; 1 / f r]                                          r as it was
     Y, D = g * centred(Y), [g * centred(D); g * centred(V); b]          g, b: the norm's weight and bias
 
+The last row of S is 1 / r: what it carries is told to all cells alike. The weights of a head sum to 1, so its last
+token needs no row: V of the others becomes what they differ from it, and the last row carries the rest.
+
 Every product of the cells with weights, W' x, is then a product with W' Y, which is computed once an image, and one
-with S, which has 57 rows for each block of the published decoder (8 heads, 7 tokens) instead of 256 columns. The
+with S, which has 49 rows for each block of the published decoder (8 heads, 7 tokens) instead of 256 columns. The
 deviation needs no cells either: it is made of |Y|^2, Y V' and V V'. Exact in real arithmetic; `TwoWayTransformer` is
 the definition (Segment Anything, https://arxiv.org/abs/2304.02643, appendix A "Lightweight mask decoder").
 
@@ -66,29 +69,38 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
+class Told:
+    """What the tokens of a block tell the cells, as it is carried at some level, centred, in products with Y (N, C)."""
+
+    values: torch.Tensor
+    """Of values through the output's weights (M, d, N)."""
+    constant: torch.Tensor
+    """Of the output's bias, and that of the norm before the block (N,)."""
+
+    def __call__(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        """Products of an object's values (M, T, d): of the last token, and of how others differ (1 + M (T - 1), N)."""
+        heads, tokens, _ = values.shape
+        torch.mv(self.values.flatten(0, 1).T, values[:, -1].flatten(), out=out[0])
+        out[0] += self.constant
+        torch.bmm(values[:, :-1], self.values, out=out[1:].view(heads, tokens - 1, -1))
+
+
+@dataclass(frozen=True, eq=False)
 class Variance:
     """The image's side of a normalisation's variance: products of the centred Y (N, C)."""
 
     squares: torch.Tensor
     """|Y|^2 (N,)."""
-    carried: tuple[torch.Tensor, ...]
-    """Of each block so far, the products (M, d + 1, N) with its output's weights and bias, as they are carried here,
-    and of the norms between them, in turns, the products (1, N) with their bias."""
+    told: tuple[Told, ...]
+    """By each block so far."""
 
     def __call__(self, cells: "LowRankCells", carried: torch.Tensor) -> torch.Tensor:
         """What an object's rows carry, centred (R, C) -> (N,), the sum of its cells' squares over C, by r^2."""
         rows = cells.rows
         products = torch.empty_like(rows)
-        start = 0
-        for shared, own in zip(self.carried, cells.values, strict=True):
-            if own is None:
-                products[start] = shared[0]
-                start += 1
-            else:
-                heads, tokens, _ = own.shape
-                out = products[start : start + heads * tokens].view(heads, tokens, -1)
-                torch.bmm(own, shared, out=out)
-                start += heads * tokens
+        parts = products.chunk(len(self.told))
+        for told, values, part in zip(self.told, cells.values, parts, strict=True):
+            told(values, part)
         products.addmm_(carried @ carried.T, rows, beta=2).mul_(rows)
         return products.sum(dim=0).add_(self.squares).clamp_(min=0)  # rounding of a cell that is all one value
 
@@ -130,20 +142,21 @@ class LowRankImage:
         """
         self.blocks = blocks
         self.upscaling = upscaling
-        shared, sources = cells, list[torch.Tensor]()
+        shared, before = cells, torch.zeros_like(cells[0])
+        told: list[tuple[torch.Tensor, torch.Tensor]] = []  # weights (M, d, C) and constant (C,) of each block
         self.levels: list[Level] = []
         for index, block in enumerate(blocks):
             look, tell, norm = block.to_image, block.to_tokens, block.module.norm4
             keys = Scores.of(look.k, None, shared, code, index == 0)
             queries = Scores.of(tell.q, tell.module.q_proj.bias, shared, code, index == 0)
             values = _project(look.v, shared)
-            bias = tell.module.out_proj.bias / len(tell.o)
-            sources.append(torch.cat([tell.o, bias.expand(len(tell.o), 1, -1)], dim=1))  # M d+1 C
-            shared, sources = _centred(shared), [_centred(source) for source in sources]
-            variance = Variance(shared.square().sum(dim=1), tuple(source @ shared.T for source in sources))
+            told.append((tell.o, before + tell.module.out_proj.bias))
+            shared, told = _centred(shared), [(_centred(weights), _centred(constant)) for weights, constant in told]
+            products = tuple(Told(_project(weights, shared), shared @ constant) for weights, constant in told)
+            variance = Variance(shared.square().sum(dim=1), products)
             self.levels.append(Level(look, keys, values, tell, queries, variance, norm))
-            shared, sources = shared * norm.weight, [source * norm.weight for source in sources]
-            sources.append(norm.bias[None])
+            shared, before = shared * norm.weight, norm.bias
+            told = [(weights * norm.weight, constant * norm.weight) for weights, constant in told]
         values = _project(final.v, shared)
         keys = Scores.of(final.k, None, shared, code, not blocks)
         self.levels.append(Level(final, keys, values, None, None, None, None))
@@ -157,7 +170,7 @@ class LowRankImage:
 
     def rows(self, tokens: int) -> int:
         """Rows of S behind all blocks."""
-        return len(self.blocks) * (len(self.levels[0].look.q) * tokens + 1)
+        return len(self.blocks) * (1 + len(self.levels[0].look.q) * (tokens - 1)) + 1
 
     def start(self, count: int, tokens: int) -> "LowRankObjects":
         """Objects of that many tokens, which nothing was told yet."""
@@ -170,14 +183,14 @@ class LowRankCells:
 
     def __init__(self, image: LowRankImage, room: torch.Tensor) -> None:
         """Args: room: (R, N), for S as it will be behind all blocks."""
-        self.image, self._room, self._filled = image, room, 0
-        self.factors = room.new_ones(room.shape[1])
+        self.image, self._room, self._filled = image, room, 1
+        room[0] = 1
+        self.factors = room[0]
         """r (N,)."""
-        self.carried = room.new_empty((0, image.upscaling[0].shape[1]))
+        self.carried = room.new_zeros((1, image.upscaling[0].shape[1]))
         """D (R, C)."""
-        self.values: list[torch.Tensor | None] = []
-        """Of each block so far (M, T, d + 1), the tokens' values and a one for the output's bias, and None for the
-        bias of the norm behind it."""
+        self.values: list[torch.Tensor] = []
+        """Of each block so far (M, T, d): of the last token, and how the others differ from it."""
 
     @property
     def rows(self) -> torch.Tensor:
@@ -187,7 +200,7 @@ class LowRankCells:
     def pool(self, level: Level, queries: torch.Tensor) -> torch.Tensor:
         """Averages of the projected cells by queries (M, T, d) -> (M, T, d), without the values' bias."""
         weights = level.keys(queries, self).softmax(dim=2)
-        if self._filled == 0:
+        if not self.values:
             return torch.bmm(weights, level.values.transpose(1, 2))
         weights.mul_(self.factors)
         own = (weights.view(-1, weights.shape[2]) @ self.rows.T @ self.carried).view(*weights.shape[:2], -1)  # M T C
@@ -199,22 +212,20 @@ class LowRankCells:
         assert level.queries is not None
         assert level.variance is not None
         assert level.norm is not None
-        scores = level.queries(keys, self)
+        weights = level.queries(keys, self).softmax(dim=1)[:, :-1]
         start = self._filled
-        self._filled += scores.shape[0] * scores.shape[1]
-        torch.softmax(scores, 1, out=self._room[start : self._filled].view(scores.shape))
-        if start:
-            self._room[start : self._filled].div_(self.factors)
-        bias = level.tell.module.out_proj.bias / len(scores)
-        told = torch.baddbmm(bias, values, level.tell.o).flatten(0, 1)
-        carried = _centred(torch.cat([self.carried, told]))
-        self.values.append(torch.cat([values, torch.ones_like(values[..., :1])], dim=2))
+        self._filled += weights.shape[0] * weights.shape[1]
+        torch.div(weights, self.factors, out=self._room[start : self._filled].view(weights.shape))
+        last = values[:, -1:]
+        self.values.append(torch.cat([values[:, :-1] - last, last], dim=1))
+        told = torch.bmm(self.values[-1], level.tell.o)  # M T C
+        constant = self.carried[-1:] + told[:, -1].sum(dim=0) + level.tell.module.out_proj.bias
+        carried = _centred(torch.cat([self.carried[:-1], constant, told[:, :-1].flatten(0, 1)]))
         variance = level.variance(self, carried).mul_(self.factors).mul_(self.factors).div_(carried.shape[1])
         self.factors = self.factors / variance.add_(level.norm.eps).sqrt_()
         torch.reciprocal(self.factors, out=self._room[self._filled])
         self._filled += 1
         self.carried = torch.cat([carried * level.norm.weight, level.norm.bias[None]])
-        self.values.append(None)
 
     def first_layer(self) -> FirstLayer:
         """The first linear layer behind the transformer."""
