@@ -52,12 +52,10 @@ class Scores:
         heads: torch.Tensor, bias: torch.Tensor | None, shared: torch.Tensor, code: torch.Tensor, is_first: bool
     ) -> "Scores":
         """Args: heads: (M, d, C); bias: (M * d,); shared: Y (N, C); code: (N, C)."""
-        positions = _project(heads, code)
+        coded = _project(heads, shared + code if is_first else code)
         if bias is not None:
-            positions += bias.view(len(heads), -1, 1)
-        if is_first:
-            return Scores(heads, _project(heads, shared) + positions, None)
-        return Scores(heads, _project(heads, shared), positions)
+            coded += bias.view(len(heads), -1, 1)
+        return Scores(heads, coded, None) if is_first else Scores(heads, _project(heads, shared), coded)
 
     def __call__(self, tokens: torch.Tensor, cells: "LowRankCells") -> torch.Tensor:
         """Tokens projected and scaled (M, T, d) -> (M, T, N)."""
