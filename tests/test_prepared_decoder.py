@@ -1,8 +1,12 @@
 """The decoder prepared for an image computes what `MaskDecoder` computes."""
 
 import copy
+import gc
 import pickle
 import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -13,6 +17,7 @@ from toy import toy_sam
 
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from segment_anything.modeling.low_rank_cells import LowRankObjects
+from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_decoder import (
     PreparedDecoder,
     can_prepare,
@@ -161,6 +166,41 @@ def test_a_cell_of_one_value_stays_finite() -> None:
     prepared = PreparedDecoder(plain, given["features"], given["code"], given["vector"])
     masks, _ = prepared.predict_masks(given["sparse"], dense, slice(None))
     torch.testing.assert_close(masks, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_prepared_image_is_let_go_of_at_once() -> None:
+    plain = decoder(**SAM_LIKE)  # type: ignore[arg-type]
+    given = inputs(32, 2, 1)
+    prepared = PreparedDecoder(plain, given["features"], given["code"], given["vector"])
+    prepared.predict_masks(given["sparse"], given["dense"], slice(None))
+    gone = [weakref.ref(one) for one in (prepared, prepared.whole, prepared.low_rank())]
+    gc.disable()
+    try:
+        del prepared
+        assert [one() for one in gone] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_what_several_threads_ask_for_is_made_once() -> None:
+    made, barrier = [], threading.Barrier(4)
+
+    def make() -> object:
+        made.append(object())
+        time.sleep(0.05)
+        return made[-1]
+
+    once = Once(make)
+
+    def ask(_: int) -> object:
+        barrier.wait()
+        return once()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, range(4)))
+    assert made == [found[0]]
+    assert all(one is found[0] for one in found)
 
 
 class Louder(MaskDecoder):

@@ -36,6 +36,12 @@ from segment_anything.modeling.prepared_attention import Block
 from segment_anything.modeling.prepared_upscaler import FirstLayer, Upscaler
 
 
+def most_tokens(blocks: Sequence[Block]) -> int:
+    """With more tokens, of prompts and of the decoder's own, cells made whole take less time (docs/log.md)."""
+    heads, _, width = blocks[0].to_image.q.shape
+    return 3 * width // (4 * heads * len(blocks))
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """The image's side of the scores between tokens and cells."""
@@ -159,12 +165,6 @@ class LowRankImage:
         keys = Scores.of(final.k, None, shared, code, not blocks)
         self.levels.append(Level(final, keys, values, None, None, None, None))
         self.upscaled = linear(shared, upscaling[0], None)  # N C'
-
-    @property
-    def most_tokens(self) -> int:
-        """With more tokens, of prompts and of the decoder's own, cells made whole take less time (docs/log.md)."""
-        heads, _, width = self.levels[0].look.q.shape
-        return 3 * width // (4 * heads * len(self.blocks))
 
     def rows(self, tokens: int) -> int:
         """Rows of S behind all blocks."""

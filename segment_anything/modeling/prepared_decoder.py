@@ -16,7 +16,7 @@ Letters: B objects, T tokens, N = g * g image cells, C width, M heads, d head wi
 """
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -25,8 +25,9 @@ from torch import nn
 from segment_anything.modeling.carried_attention import Heads
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
 from segment_anything.modeling.linear import is_watched
-from segment_anything.modeling.low_rank_cells import LowRankImage
+from segment_anything.modeling.low_rank_cells import LowRankImage, most_tokens
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
+from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_attention import Block
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer
 from segment_anything.modeling.prepared_upscaler import HALF, FirstLayer, Upscaler
@@ -123,12 +124,10 @@ class PreparedDecoder:
         self.is_shared = dense_everywhere is not None and mixer is None
         cells = _as_cells(image_embeddings)
         cells = cells + dense_everywhere if dense_everywhere is not None and mixer is None else cells
-        self.whole = WholeImage(self.blocks, self.final, cells, _as_cells(image_pe), self.is_shared)
-
-    @cached_property
-    def low_rank(self) -> LowRankImage:
-        """The image for objects that share the cells they begin with; made when first asked for."""
-        return LowRankImage(self.blocks, self.final, self.whole.cells[0], self.whole.code[0], self.upscaler.first)
+        code = _as_cells(image_pe)
+        self.whole = WholeImage(self.blocks, self.final, cells, code, self.is_shared)
+        # not a method: an image's memory would wait for the collector of cycles
+        self.low_rank = Once(partial(LowRankImage, self.blocks, self.final, cells[0], code[0], self.upscaler.first))
 
     @torch.no_grad()
     def predict_masks(
@@ -220,8 +219,8 @@ class PreparedDecoder:
         """Objects of tokens (b, T, C) as the first block meets them."""
         cells = self.whole.cells
         is_exact = cells.device.type == "cpu" and cells.dtype not in HALF
-        if dense is None and is_exact and tokens.shape[1] <= self.low_rank.most_tokens:
-            return self.low_rank.start(*tokens.shape[:2])
+        if dense is None and is_exact and tokens.shape[1] <= most_tokens(self.blocks):
+            return self.low_rank().start(*tokens.shape[:2])
         return self._whole_objects(tokens, dense)
 
     def _whole_objects(self, tokens: torch.Tensor, dense: torch.Tensor | Drawn | None) -> WholeObjects:

@@ -7,14 +7,18 @@ Letters: B objects, b of them together, T tokens, N = g * g image cells, C width
 """
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 
 from segment_anything.modeling.carried_attention import Heads
 from segment_anything.modeling.linear import linear
+from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_attention import Block, Update
 from segment_anything.modeling.prepared_upscaler import FirstLayer, Upscaler
+
+First = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Keys (M, d, N), values (M, N, d) and queries (M, d, N) of the cells that all objects of an image begin with."""
 
 
 class WholeImage:
@@ -32,18 +36,9 @@ class WholeImage:
             code: position code (1, N, C).
             is_shared: whether all objects begin with these cells; no dense prompt is to be added.
         """
-        self.blocks, self.final, self.cells, self.code, self.is_shared = blocks, final, cells, code, is_shared
-
-    @cached_property
-    def first(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """Keys (M, d, N), values (M, N, d) and queries (M, d, N) of the first cells, if all objects share them."""
-        if not self.is_shared:
-            return None
-        coded, to_image, to_tokens = self.cells + self.code, self.blocks[0].to_image, self.blocks[0].to_tokens
-        return (
-            to_image.split(linear(coded, to_image.module.k_proj.weight, None)).transpose(1, 2),
-            to_image.split(linear(self.cells, to_image.module.v_proj.weight, None)),
-            to_tokens.split(to_tokens.module.q_proj(coded)).transpose(1, 2) * to_tokens.scale,
+        self.blocks, self.final, self.cells, self.code = blocks, final, cells, code
+        self.first: Once[First | None] = Once(
+            partial(_project_first, blocks[0], cells, code) if is_shared else _nothing
         )
 
 
@@ -63,8 +58,9 @@ class WholeObjects:
         """The tokens (B, T, C) look at the image before block `index`, or after all of them -> (B, T, C)."""
         image = self.image
         heads = image.blocks[index].to_image if index < len(image.blocks) else image.final
-        if index == 0 and image.first is not None:
-            keys, values, _ = image.first
+        first = image.first() if index == 0 else None
+        if first is not None:
+            keys, values, _ = first
             q = heads.split(heads.module.q_proj(tokens)) * heads.scale  # M BT d
             return heads.output(torch.bmm(torch.bmm(q, keys).softmax(dim=-1), values), len(tokens))
         carried = heads.carried_queries(tokens)
@@ -74,8 +70,8 @@ class WholeObjects:
 
     def tell(self, index: int, queries: torch.Tensor, tokens: torch.Tensor) -> None:
         """What the queries (B, T, C) of block `index` tell the cells; tokens: as they came."""
-        known = self.image.first[2] if self.image.first is not None and index == 0 else None
-        self._told = Update.of(self.image.blocks[index], queries, tokens, known)
+        first = self.image.first() if index == 0 else None
+        self._told = Update.of(self.image.blocks[index], queries, tokens, None if first is None else first[2])
 
     def first_layer(self, index: int, upscaler: Upscaler) -> FirstLayer:
         """The upscaler's first layer of an object's cells."""
@@ -97,3 +93,16 @@ class WholeObjects:
 
 def _first_layer(cells: torch.Tensor, upscaler: Upscaler, part: slice) -> torch.Tensor:
     return linear(cells[part], *upscaler.first)
+
+
+def _project_first(block: Block, cells: torch.Tensor, code: torch.Tensor) -> First:
+    coded, look, tell = cells + code, block.to_image, block.to_tokens
+    return (
+        look.split(linear(coded, look.module.k_proj.weight, None)).transpose(1, 2),
+        look.split(linear(cells, look.module.v_proj.weight, None)),
+        tell.split(tell.module.q_proj(coded)).transpose(1, 2) * tell.scale,
+    )
+
+
+def _nothing() -> None:
+    return None
