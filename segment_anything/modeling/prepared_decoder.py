@@ -121,10 +121,10 @@ class PreparedDecoder:
         self.final_norm = transformer.norm_final_attn
         self.upscaler = Upscaler(decoder, self.size_hw)
         self.mixer = mixer
-        self.is_shared = dense_everywhere is not None and mixer is None
-        cells = _as_cells(image_embeddings)
-        cells = cells + dense_everywhere if dense_everywhere is not None and mixer is None else cells
-        code = _as_cells(image_pe)
+        shared = dense_everywhere if mixer is None else None
+        self.is_shared = shared is not None
+        cells, code = _as_cells(image_embeddings), _as_cells(image_pe)
+        cells = cells if shared is None else cells + shared
         self.whole = WholeImage(self.blocks, self.final, cells, code, self.is_shared)
         # not a method: an image's memory would wait for the collector of cycles
         self.low_rank = Once(partial(LowRankImage, self.blocks, self.final, cells[0], code[0], self.upscaler.first))
