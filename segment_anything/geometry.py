@@ -6,6 +6,7 @@ at the bottom and the right (Segment Anything, https://arxiv.org/abs/2304.02643,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,14 @@ class ImageGeometry:
         """Input pixels per original pixel along x and y (rounding makes them differ slightly)."""
         (height, width), (new_height, new_width) = self.original_size_hw, self.input_size_hw
         return new_width / width, new_height / height
+
+    def cells_seen(self, cells: int) -> tuple[int, int]:
+        """Rows and columns of a grid of `cells` a side, 4 low-resolution logits each, that pixels are made from."""
+        seen = []
+        for inside in self.input_size_hw:
+            last = (inside - 0.5) * 4 * cells / self.image_size - 0.5  # the last pixel's place among logits
+            seen.append(min(cells, (max(0, math.floor(last)) + 1) // 4 + 1))
+        return seen[0], seen[1]
 
     def points_to_input(self, points_xy: torch.Tensor) -> torch.Tensor:
         """Map (..., 2) points (x, y) from original to input pixels; float32 out."""

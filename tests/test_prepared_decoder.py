@@ -15,7 +15,10 @@ import torch
 from torch import nn
 from toy import toy_sam
 
+from segment_anything import load_sam
+from segment_anything.geometry import ImageGeometry
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
+from segment_anything.modeling.decoded import upscale_masks
 from segment_anything.modeling.low_rank_cells import LowRankObjects
 from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_decoder import (
@@ -299,6 +302,45 @@ def test_masks_above_a_threshold_are_those_of_decode(sam: Sam) -> None:
         slow, slow_places = sam.decode_above(embedding, clicks, threshold, batch_size=4)
     assert slow_places.tolist() == places.tolist()
     torch.testing.assert_close(slow.low_res_logits.detach(), some.low_res_logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (48, 64), (20, 64), (64, 20), (1, 300), (301, 97), (1200, 1800)])
+def test_cells_seen_are_all_that_pixels_are_made_from_and_no_more(size_hw: tuple[int, int]) -> None:
+    geometry = ImageGeometry(size_hw, 256)
+    rows, columns = geometry.cells_seen(16)
+    logits = torch.full((1, 1, 64, 64), float("nan"))
+    logits[..., : 4 * rows, : 4 * columns] = 0
+    assert not upscale_masks(logits, geometry).isnan().any()
+    for row, column in ((rows - 1, 0), (0, columns - 1)):
+        touched = torch.zeros((1, 1, 64, 64))
+        touched[..., 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1
+        assert upscale_masks(touched, geometry).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size_hw", [(20, 64), (64, 20)])
+@pytest.mark.parametrize("kind", ["shared", "mask prompts", "nano"])
+def test_masks_above_a_threshold_are_not_made_in_the_padding(size_hw: tuple[int, int], kind: str) -> None:
+    sam = load_sam("nano" if kind == "nano" else "vit_t", "random", image_size=64)
+    embedding = sam.encode(np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8))
+    points = np.random.default_rng(2).uniform(0, 20, (6, 2))
+    mask = np.random.default_rng(3).random(size_hw) > 0.5
+    clicks = Prompts.from_points(points)
+    if kind == "mask prompts":
+        clicks = Prompts([Prompt.make([point], [1], mask=mask) for point in points])
+    everything = sam.decode(embedding, clicks)
+    threshold = float(everything.iou_predictions.median())
+    good = everything.iou_predictions > threshold
+    some, _ = sam.decode_above(embedding, clicks, threshold)
+    np.testing.assert_array_equal(np.asarray(some.masks())[:, 0], np.asarray(everything.masks())[good.numpy()])
+    rows, columns = embedding.geometry.cells_seen(sam.embedding_size)
+    assert 0 < 4 * min(rows, columns) < sam.mask_input_size
+    low_res = some.low_res_logits[:, 0]
+    torch.testing.assert_close(
+        low_res[:, : 4 * rows, : 4 * columns], everything.low_res_logits[good][:, : 4 * rows, : 4 * columns]
+    )
+    assert not low_res[:, 4 * rows :].any()
+    assert not low_res[:, :, 4 * columns :].any()
 
 
 @torch.no_grad()

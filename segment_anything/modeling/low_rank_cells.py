@@ -225,14 +225,13 @@ class LowRankCells:
         self._filled += 1
         self.carried = torch.cat([carried * level.norm.weight, level.norm.bias[None]])
 
-    def first_layer(self) -> FirstLayer:
-        """The first linear layer behind the transformer."""
+    def first_layer(self, size_hw: tuple[int, int]) -> FirstLayer:
+        """The first linear layer behind the transformer, of cells that lie in so many rows and columns."""
         weight, bias = self.image.upscaling
         carried = linear(self.carried, weight, None)  # R C'
         carried[-1] += bias  # the last row of S is 1 / r
-        return partial(
-            _first_layer, self.rows.T.contiguous(), carried.T.contiguous(), self.factors, self.image.upscaled
-        )
+        rows, factors = self.rows.T.contiguous().view(*size_hw, -1), self.factors.view(*size_hw, 1)
+        return partial(_first_layer, rows, carried.T.contiguous(), factors, self.image.upscaled.view(*size_hw, -1))
 
 
 class LowRankObjects:
@@ -263,14 +262,15 @@ class LowRankObjects:
     def first_layer(self, index: int, upscaler: Upscaler) -> FirstLayer:
         """The upscaler's first layer of an object's cells."""
         assert upscaler.first is self.image.upscaling
-        return self.cells[index].first_layer()
+        return self.cells[index].first_layer(upscaler.size_hw)
 
 
 def _first_layer(
-    rows: torch.Tensor, carried: torch.Tensor, factors: torch.Tensor, shared: torch.Tensor, part: slice
+    own: torch.Tensor, carried: torch.Tensor, factors: torch.Tensor, shared: torch.Tensor, rows: slice, columns: slice
 ) -> torch.Tensor:
-    """Of rows S' (N, R), what they carry (C', R), factors (N,) and the image's part (N, C'): (n, C')."""
-    return linear(rows[part], carried, None).add_(shared[part]).mul_(factors[part, None])
+    """Of S' (g, g, R), what its rows carry (C', R), factors (g, g, 1) and the image's part (g, g, C'): (n, C')."""
+    own, factors, shared = (x[rows, columns].flatten(0, 1) for x in (own, factors, shared))
+    return linear(own, carried, None).add_(shared).mul_(factors)
 
 
 def _project(heads: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

@@ -154,15 +154,23 @@ class PreparedDecoder:
 
     @torch.no_grad()
     def predict_masks_above(
-        self, sparse: torch.Tensor, dense: torch.Tensor | Drawn, chosen: slice, iou_threshold: float
+        self,
+        sparse: torch.Tensor,
+        dense: torch.Tensor | Drawn,
+        chosen: slice,
+        iou_threshold: float,
+        seen_hw: tuple[int, int] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Only those masks whose predicted IoU is above a threshold.
 
-        Args: as `predict_masks`.
+        Args:
+            sparse, dense, chosen: as `predict_masks`.
+            iou_threshold: of the predicted IoU.
+            seen_hw: rows and columns of cells whose logits are wanted, from the top left; None for all.
 
         Returns:
-            Masks (P, 4g, 4g), their places (P, 2) as object and mask among the chosen, and predicted IoU (B, K') of
-            all, passed or not.
+            Masks (P, 4g, 4g), 0 where they are not wanted, their places (P, 2) as object and mask among the chosen, and
+            predicted IoU (B, K') of all, passed or not.
         """
         masks: list[torch.Tensor] = []
         places, ious = [], []
@@ -173,7 +181,7 @@ class PreparedDecoder:
             rows = passed.any(dim=1).nonzero()[:, 0].tolist()
             if rows:
                 kernels = self.upscaler.kernels(tokens[rows, 1:], chosen)
-                masks.extend(self._masks(objects, i, kernels[j, passed[i]]) for j, i in enumerate(rows))
+                masks.extend(self._masks(objects, i, kernels[j, passed[i]], seen_hw) for j, i in enumerate(rows))
             places.append(passed.nonzero() + torch.tensor([done, 0], device=passed.device))
             ious.append(iou)
             done += len(iou)
@@ -182,9 +190,11 @@ class PreparedDecoder:
             masks = [self.whole.cells.new_empty((0, *side_hw))]
         return torch.cat(masks), torch.cat(places), torch.cat(ious)
 
-    def _masks(self, objects: Objects, index: int, kernels: torch.Tensor) -> torch.Tensor:
+    def _masks(
+        self, objects: Objects, index: int, kernels: torch.Tensor, seen_hw: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Masks (K, 4g, 4g) of an object by its kernels (K, C / 8)."""
-        return self.upscaler(objects.first_layer(index, self.upscaler), kernels)
+        return self.upscaler(objects.first_layer(index, self.upscaler), kernels, seen_hw)
 
     def _transformed(
         self, sparse: torch.Tensor, dense: torch.Tensor | Drawn, chosen: slice

@@ -15,8 +15,8 @@ from segment_anything.modeling.linear import linear
 from segment_anything.modeling.mask_decoder import MaskDecoder
 
 HALF = (torch.bfloat16, torch.float16)
-FirstLayer = Callable[[slice], torch.Tensor]
-"""The upscaler's first linear layer of some of an object's cells, (n, C)."""
+FirstLayer = Callable[[slice, slice], torch.Tensor]
+"""The upscaler's first linear layer of an object's cells in some rows and columns, (rows * columns, C)."""
 
 
 class Upscaler:
@@ -42,21 +42,36 @@ class Upscaler:
         mlps = list(self.hypernetworks)[chosen]
         return torch.stack([mlp(tokens[:, index]) for index, mlp in enumerate(mlps)], dim=1)
 
-    def __call__(self, first_layer: FirstLayer, kernels: torch.Tensor) -> torch.Tensor:
-        """Kernels (K, C / 8) of one object, and the first layer of its cells -> masks (K, 4g, 4g)."""
+    def __call__(
+        self, first_layer: FirstLayer, kernels: torch.Tensor, seen_hw: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Masks of one object.
+
+        Args:
+            first_layer: of its cells.
+            kernels: (K, C / 8).
+            seen_hw: rows and columns of cells that are wanted, from the top left; None for all.
+
+        Returns:
+            Logits (K, 4g, 4g), 0 where they are not wanted.
+        """
         (height, width), count = self.size_hw, len(kernels)
+        rows, columns = seen_hw or self.size_hw
         dtype = torch.float32 if kernels.dtype in HALF else kernels.dtype  # logits keep their digits
-        out = kernels.new_empty((count, height, 2, 2, width, 2, 2), dtype=dtype)  # y, its child, its grandchild, x, ...
-        pairs = _as_pairs(out)
-        for row in range(0, height, self.rows):
-            cells = first_layer(slice(row * width, (row + self.rows) * width))
+        shape = count, height, 2, 2, width, 2, 2  # y, its child, its grandchild, x, ...
+        is_whole = (rows, columns) == self.size_hw
+        out = kernels.new_empty(shape, dtype=dtype) if is_whole else kernels.new_zeros(shape, dtype=dtype)
+        pairs = _as_pairs(out)[:, :rows, :, :, :columns]
+        for row in range(0, rows, self.rows):
+            part = slice(row, min(row + self.rows, rows))
+            cells = first_layer(part, slice(columns))
             x = cells.view(len(cells) * 4, -1)
             x = self.act1(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps))
             x = linear(x, *self.second, self.act2).view(len(cells) * 16, -1)
             masks = linear(kernels.to(dtype), x.to(dtype), None).view(
-                count, -1, width, 2, 2, 2, 2
+                count, -1, columns, 2, 2, 2, 2
             )  # K y x, child y x, grandchild y x
-            pairs[:, row : row + self.rows] = _as_pairs(masks).permute(0, 1, 3, 5, 2, 4, 6)
+            pairs[:, part] = _as_pairs(masks).permute(0, 1, 3, 5, 2, 4, 6)
         return out.view(count, 4 * height, 4 * width)
 
 

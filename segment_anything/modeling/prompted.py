@@ -50,13 +50,20 @@ class Prompted:
         )
         return masks
 
-    def masks_above(self, iou_threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of three masks of each object those above a predicted IoU: logits (P, 4g, 4g), IoU (P,) and places (P, 2)."""
+    def masks_above(
+        self, iou_threshold: float, seen_hw: tuple[int, int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of three masks of each object those above a predicted IoU: logits (P, 4g, 4g), IoU (P,) and places (P, 2).
+
+        Logits outside of the rows and columns of cells in `seen_hw` may be 0.
+        """
         if self.prepared is None:
             masks, iou = self.masks(True)
             passed = iou.float() > iou_threshold
             return masks[passed], iou[passed], passed.nonzero()
-        found, places, iou = self.prepared.predict_masks_above(self.sparse, self.dense, slice(1, None), iou_threshold)
+        found, places, iou = self.prepared.predict_masks_above(
+            self.sparse, self.dense, slice(1, None), iou_threshold, seen_hw
+        )
         return found, iou[places[:, 0], places[:, 1]], places
 
 

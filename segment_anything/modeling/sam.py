@@ -208,7 +208,8 @@ class Sam(SamNetworks):
         Args: as `decode`.
 
         Returns:
-            `Decoded` of P masks, (P, 1) each, and their places (P, 2): object and mask (0, 1, 2), in this order.
+            `Decoded` of P masks, (P, 1) each, and their places (P, 2): object and mask (0, 1, 2), in this order. Their
+            low-resolution logits may be 0 in the padding, of which no pixel of the image is made.
 
         Raises:
             ValueError: as `decode`.
@@ -216,10 +217,11 @@ class Sam(SamNetworks):
         logits, ious, places = [], [], [torch.empty((0, 2), dtype=torch.int64, device=self.device)]
         self.check_embedding(embedding)
         jobs = list(batches(embedding.geometry, prompts, True, self._at_once(batch_size)))
+        seen_hw = embedding.geometry.cells_seen(self.embedding_size)
 
         def decode(job: tuple[list[int], list[Prompt]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             tensors = to_tensors(embedding.geometry, job[1], self.mask_input_size)
-            return self._above(embedding.features, tensors, iou_threshold)
+            return self._above(embedding.features, tensors, iou_threshold, seen_hw)
 
         for (indices, _), (low_res, iou, place) in zip(jobs, self._spread(decode, jobs), strict=True):
             place[:, 0] = torch.tensor(indices, device=place.device)[place[:, 0]]
@@ -235,12 +237,12 @@ class Sam(SamNetworks):
         return Decoded(low_res[:, None], iou[:, None], embedding.geometry), place
 
     def _above(
-        self, features: torch.Tensor, tensors: Tensors, iou_threshold: float
+        self, features: torch.Tensor, tensors: Tensors, iou_threshold: float, seen_hw: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (P, 4g, 4g), predicted IoU (P,) and places (P, 2) of the masks above a predicted IoU."""
         found = self._decode_recorded(features, *tensors, True)
         if found is None:
-            return self.prompted(features, *tensors).masks_above(iou_threshold)
+            return self.prompted(features, *tensors).masks_above(iou_threshold, seen_hw)
         low_res, iou = found
         place = (iou.float() > iou_threshold).nonzero()
         return low_res[place[:, 0], place[:, 1]], iou[place[:, 0], place[:, 1]], place

@@ -91,8 +91,8 @@ class WholeObjects:
         return torch.bmm(torch.bmm(carried, coded.transpose(1, 2)).softmax(dim=-1), cells)
 
 
-def _first_layer(cells: torch.Tensor, upscaler: Upscaler, part: slice) -> torch.Tensor:
-    return linear(cells[part], *upscaler.first)
+def _first_layer(cells: torch.Tensor, upscaler: Upscaler, rows: slice, columns: slice) -> torch.Tensor:
+    return linear(cells.view(*upscaler.size_hw, -1)[rows, columns].flatten(0, 1), *upscaler.first)
 
 
 def _project_first(block: Block, cells: torch.Tensor, code: torch.Tensor) -> First:
