@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -101,14 +102,13 @@ def provenance(*, model: str, weights: str, data: str, seed: int, device: torch.
 
 def _commit() -> str:
     here = Path(__file__).resolve().parent
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
+        # no git here, or no repository: an installed package, which its version names
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         # A package installed somewhere inside an unrelated repository does not belong to its commit.
         tracked = _git(here, "ls-files", Path(__file__).name)
         if head and tracked:
             return head + ("+changes" if _git(here, "status", "--porcelain", "--", "..") else "")
-    except (OSError, subprocess.SubprocessError):
-        pass  # no git here, or no repository: an installed package, which its version names
     try:
         return f"version {metadata.version('segment-anything-engine')}"
     except metadata.PackageNotFoundError:

@@ -144,7 +144,6 @@ class LowRankImage:
             code: position code (N, C).
             upscaling: weight (C', C) and bias (C',) of the first linear layer behind the transformer.
         """
-        self.blocks = blocks
         self.upscaling = upscaling
         shared, before = cells, torch.zeros_like(cells[0])
         told: list[tuple[torch.Tensor, torch.Tensor]] = []  # weights (M, d, C) and constant (C,) of each block
@@ -168,7 +167,7 @@ class LowRankImage:
 
     def rows(self, tokens: int) -> int:
         """Rows of S behind all blocks."""
-        return len(self.blocks) * (1 + len(self.levels[0].look.q) * (tokens - 1)) + 1
+        return (len(self.levels) - 1) * (1 + len(self.levels[0].look.q) * (tokens - 1)) + 1
 
     def start(self, count: int, tokens: int) -> "LowRankObjects":
         """Objects of that many tokens, which nothing was told yet."""

@@ -117,7 +117,7 @@ class PreparedDecoder:
             for layer in transformer.layers
             if isinstance(layer, TwoWayAttentionBlock)
         ]
-        self.final = Heads.of(transformer.final_attn_token_to_image)
+        final = Heads.of(transformer.final_attn_token_to_image)
         self.final_norm = transformer.norm_final_attn
         self.upscaler = Upscaler(decoder, self.size_hw)
         self.mixer = mixer
@@ -125,9 +125,9 @@ class PreparedDecoder:
         self.is_shared = shared is not None
         cells, code = _as_cells(image_embeddings), _as_cells(image_pe)
         cells = cells if shared is None else cells + shared
-        self.whole = WholeImage(self.blocks, self.final, cells, code, self.is_shared)
+        self.whole = WholeImage(self.blocks, final, cells, code, self.is_shared)
         # not a method: an image's memory would wait for the collector of cycles
-        self.low_rank = Once(partial(LowRankImage, self.blocks, self.final, cells[0], code[0], self.upscaler.first))
+        self.low_rank = Once(partial(LowRankImage, self.blocks, final, cells[0], code[0], self.upscaler.first))
 
     @torch.no_grad()
     def predict_masks(
