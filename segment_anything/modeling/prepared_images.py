@@ -15,7 +15,7 @@ class PreparedImages:
     """The prepared decoders of the few images asked about last. Threads may share it; copies of it start empty."""
 
     def __init__(self, capacity: int = 4) -> None:
-        """Args: capacity: images kept; each takes about ten times its embedding's memory, four where cells are whole."""
+        """Args: capacity: images kept; each takes about ten times the memory of its embedding, at most."""
         self._capacity = capacity
         self._kept: list[tuple[weakref.ref[torch.Tensor], object, PreparedDecoder]] = []
         self._watch: WeightsWatch | None = None
