@@ -3,13 +3,15 @@
 Upsampling by two bilinear steps (to the input square, cropped, then to the original) is linear in each axis, and every
 pixel is an average of a few low-resolution logits around it. So the image is cut into tiles: where all logits that a
 tile is made from lie on one side of a threshold, so do all its pixels, and nothing is computed. The other tiles, along
-the outlines, are two small matrix products each, thresholded, and kept as one bit a pixel. Knows numpy alone.
+the outlines, are two small matrix products each, thresholded, and kept as one bit a pixel. Where masks
+are drawn that are outlines all over, whole rows of tiles are computed instead. Knows numpy alone.
 
 Letters: n masks, L their low-resolution side, t tiles, S logits that a tile is made from along an axis.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +26,10 @@ TILE_HW = (32, 64)
 """Rows and columns of a tile. A row of bits is one 64-bit word."""
 TILES_AT_ONCE = 256
 """Tiles computed together: 2 MiB of float32, so that their thresholds are counted while they are in the cache."""
+CROWDED = 0.7
+"""Share of a row of tiles above which all of it is drawn: many small products cost more than a long one."""
+ROWS_AT_ONCE = 8
+"""Neighbouring rows of tiles whose logits are spread over the columns together."""
 PIXELS_FOR_THREADS = 2**21
 """Masks of more pixels are drawn by several threads."""
 MARGIN = 1e-5
@@ -128,6 +134,24 @@ class TileGrid:
         across = patches[mask, self.y.first[tile_y], self.x.first[tile_x]] @ self.x_weights.take(tile_x, axis=0)
         return np.asarray(self.y.weights.take(tile_y, axis=0) @ across, dtype=np.float32)
 
+    def whole_rows(self, logits: Floats, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int, Floats]]:
+        """Whole rows of tiles of the masks (n, L, L): those that are wanted (n, tiles down).
+
+        Yields:
+            Mask, tile row, and pixels (32, W) in memory that the next ones take.
+        """
+        across = np.empty((logits.shape[1], len(self.x.first), TILE_HW[1]), dtype=np.float32)
+        pixels = np.empty((TILE_HW[0], self.x.size), dtype=np.float32)
+        for mask, tiles in _few_at_once(wanted):
+            lowest, end = self.y.first[tiles[0]], self.y.first[tiles[-1]] + self.y.reach
+            patches = sliding_window_view(logits[mask, lowest:end], self.x.reach, axis=1)[:, self.x.first]
+            lines = across[: end - lowest]  # by logit row, tile and column
+            np.matmul(patches.swapaxes(0, 1), self.x_weights, out=lines.swapaxes(0, 1))
+            lines = lines.reshape(len(lines), -1)[:, : self.x.size]
+            for tile in tiles:
+                first = self.y.first[tile] - lowest
+                yield mask, tile, np.matmul(self.y.weights[tile], lines[first : first + self.y.reach], out=pixels)
+
     def rows(self, kinds: npt.NDArray[np.uint8], bits: Words) -> Words:
         """(H, words) the pixels of one mask as bits, bit j of word i for column 64 i + j; see `MeasuredTiles`."""
         tiles = np.where(kinds.reshape(-1, 1) == 1, self.inside, np.uint64(0))
@@ -135,6 +159,15 @@ class TileGrid:
         down, across = kinds.shape
         rows = tiles.reshape(down, across, TILE_HW[0]).swapaxes(1, 2).reshape(-1, across)
         return np.ascontiguousarray(rows[: self.y.size])
+
+
+def _few_at_once(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, list[int]]]:
+    """Masks and some of their rows of tiles that lie near one another, of those that are wanted (n, tiles down)."""
+    for mask, rows in enumerate(wanted):
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            tiles = np.flatnonzero(rows[start : start + ROWS_AT_ONCE]) + start
+            if len(tiles):
+                yield mask, tiles.tolist()
 
 
 def _reduced(values: Floats, axis: Axis, extreme: np.ufunc) -> Floats:
@@ -195,18 +228,24 @@ def full_size_masks(
     least, greatest = grid.extremes(logits)
     margin = np.float32(MARGIN) * np.maximum(np.abs(least), np.abs(greatest))
     full = least - margin > threshold
-    mixed = np.nonzero(~(full | (greatest + margin <= threshold)))
+    mixed = ~(full | (greatest + margin <= threshold))
+    crowded = np.count_nonzero(mixed, axis=2) > CROWDED * mixed.shape[2]
+    full[crowded] = mixed[crowded] = False
     masks = np.zeros((len(logits), *geometry.original_size_hw), dtype=np.bool_)
 
     def draw(part: slice | None) -> None:
         if part is None:
             _paint(masks, np.nonzero(full), np.broadcast_to(np.True_, (1, *TILE_HW)))
         else:
-            at = mixed[0][part], mixed[1][part], mixed[2][part]
+            at = single[0][part], single[1][part], single[2][part]
             _paint(masks, at, grid.values(logits, *at) > threshold)
 
-    parts = [slice(start, start + TILES_AT_ONCE) for start in range(0, len(mixed[0]), TILES_AT_ONCE)]
+    single = np.nonzero(mixed)
+    parts = [slice(start, start + TILES_AT_ONCE) for start in range(0, len(single[0]), TILES_AT_ONCE)]
     side_by_side(draw, [None, *parts], threads if masks.size > PIXELS_FOR_THREADS else 1)
+    for mask, tile_y, pixels in grid.whole_rows(logits, crowded):
+        row = masks[mask, tile_y * TILE_HW[0] : (tile_y + 1) * TILE_HW[0]]
+        np.greater(pixels[: len(row)], np.float32(threshold), out=row)
     return masks
 
 

@@ -1,6 +1,8 @@
 """Masks measured by tiles equal masks made at full size: scores, boxes, run lengths, counts of what was dropped."""
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +163,25 @@ def test_only_tiles_along_outlines_are_computed(monkeypatch: pytest.MonkeyPatch)
     assert 0 < sum(computed) < 0.25 * (1024 // 32) * (1024 // 64)
 
 
+def test_rows_of_tiles_full_of_outlines_are_drawn_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = blobs(2, 64)
+    logits[0, 24:] = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32))
+    decoded = Decoded(logits[None], torch.zeros(1, 2), ImageGeometry((1000, 700), 256))
+    whole: list[tuple[int, int]] = []
+    rows = TileGrid.whole_rows
+
+    def counting(*arguments: Any) -> Iterator[tuple[int, int, np.ndarray]]:
+        for mask, tile, pixels in rows(*arguments):
+            whole.append((mask, tile))
+            yield mask, tile, pixels
+
+    monkeypatch.setattr(TileGrid, "whole_rows", counting)
+    assert torch.equal(decoded.masks(), decoded.logits() > 0)
+    assert (0, 20) in whole
+    assert (0, 31) in whole  # the last, of which 8 pixels lie inside
+    assert len(whole) < 0.8 * 2 * 32
+
+
 def test_the_whole_selection_is_the_same() -> None:
     options = AutomaticMaskOptions(
         pred_iou_thresh=0.3, stability_score_thresh=0.6, min_mask_region_area=20, overlap="iomin", min_mask_area=30
@@ -212,9 +233,10 @@ def test_a_packed_mask_is_an_rle_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_decoded_masks_are_the_logits_above_the_threshold(size: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("noise", [0.0, 9.0])
+def test_decoded_masks_are_the_logits_above_the_threshold(size: tuple[int, int, int, int], noise: float) -> None:
     height, width, side, low = size
-    logits = blobs(6, low).reshape(3, 2, low, low)
+    logits = blobs(6, low, noise=noise).reshape(3, 2, low, low)
     decoded = Decoded(logits, torch.zeros(3, 2), ImageGeometry((height, width), side))
     for threshold in (0.0, 2.5):
         masks = decoded.masks(threshold)
