@@ -3,14 +3,20 @@
     python benchmarks/compare_original.py                       # ViT-B, 16 x 16 points, three rounds
     python benchmarks/compare_original.py --points-per-side 32 --dtypes bf16 int8
     python benchmarks/compare_original.py --model vit_t --dtypes bf16            # MobileSAM's image encoder alone
+    python benchmarks/compare_original.py --model nano                           # trained weights, real masks
     python benchmarks/compare_original.py --rounds 1 --points-per-side 4 --out build/smoke
 
 The original is installed from the package index into build/original, a folder of its own that only its process
 searches, with stand-ins for torchvision and timm (benchmarks/original); both packages share the interpreter, torch and
 the thread count. MobileSAM is not on the package index: its image encoder is measured as `segment-anything-hq` carries
-it, under the same names of weights. Weights are deterministic, made from names and shapes. The processes take turns:
-while one works the others wait, and every round begins with the other end. `--dtypes` adds this package in types that
-are approximate; `--transformers` adds `SamModel` of transformers, under the same weights.
+it, under the same names of weights. Weights are deterministic, made from names and shapes; those of `nano` are trained,
+and "the original" then is the original's predictor and automatic masks around the plain networks of `nano`. The
+processes take turns: while one works the others wait, and every round begins with the other end. `--dtypes` adds this
+package in types that are approximate; `--transformers` adds `SamModel` of transformers, and `--onnx` what this package
+exports on ONNX Runtime, under the same weights.
+
+A share of the limit is the operations of the plain networks (every click decoded, nothing for masks at full size) a
+second, over those of the fastest product in the same type, measured in every round.
 
 Thresholds of automatic masks lie where half of the masks pass the predicted IoU and 35 % of all pass the stability as
 well, each in the middle of a gap between two masks so that rounding cannot move a mask across.
@@ -22,6 +28,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -44,10 +51,12 @@ PHOTOS = (ROOT.parent / "shared" / "images" / "truck.jpg", ROOT / "examples" / "
 MIB = 2**20
 
 STABILITY_OFFSET = 0.2
-"""Logits of random weights are small: the usual offset of 1 would leave no mask stable."""
+"""Logits of random weights are small: the usual offset of 1 would leave no mask stable. Trained ones have it."""
+PEERS = ("transformers", "onnxruntime")
 PASS_IOU, PASS_BOTH = 0.5, 0.35
 """Shares of all masks that pass the predicted IoU, and that pass the stability as well."""
-PREDICTS_A_ROUND = 10
+PREDICTS_A_ROUND, PREDICTS_A_TURN = 10, 3
+"""Turns of clicks, and clicks of one turn: the first of them finds the memory given back (worker.py)."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +69,33 @@ class Original:
     """The model's name there."""
     folder: Path
     tasks: tuple[str, ...] = ("encode", "predict", "masks")
+    alias: str = ""
+    """Another name for the package, so that this one can be imported beside it."""
 
     @staticmethod
     def of(model: str) -> "Original":
         """That which published a model, or carries it."""
         if model == "vit_t":
             return Original("segment-anything-hq", "0.3", "vit_tiny", BUILD / "mobile", ("encode",))
+        if model == "nano":
+            alias = "original_segment_anything"
+            return Original("segment-anything", "1.0", model, BUILD / "renamed", alias=alias)
         return Original("segment-anything", "1.0", model, BUILD / "original")
 
     @property
     def module(self) -> str:
-        return self.package.replace("-", "_")
+        return self.alias or self.package.replace("-", "_")
 
     def install(self) -> None:
         """Put it, and nothing that it depends on, into its folder; once."""
         if not (self.folder / self.module).is_dir():
             command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--target", str(self.folder)]
             subprocess.run([*command, f"{self.package}=={self.version}"], check=True)
+        if self.alias and not (self.folder / self.alias).is_dir():
+            name = self.package.replace("-", "_")
+            for file in (self.folder / name).rglob("*.py"):
+                file.write_text(re.sub(rf"\b{name}\b", self.alias, file.read_text("utf-8")), "utf-8")
+            (self.folder / name).rename(self.folder / self.alias)
 
 
 class Contestant:
@@ -85,9 +104,10 @@ class Contestant:
     def __init__(self, name: str, model: str, image: Path, dtype: str = "float32") -> None:
         original, is_original = Original.of(model), name == "original"
         stand_ins = [HERE / "torchvision_stand_in", HERE / "timm_stand_in"]
-        path = [original.folder, *stand_ins] if is_original else [ROOT]
+        path = [original.folder, *stand_ins] if is_original else []
+        path += [ROOT] if original.alias or not is_original else []
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-        module = "transformers" if name == "transformers" else "segment_anything"
+        module = name if name in PEERS else "segment_anything"
         which = (original.model, original.module) if is_original else (model, module)
         self.tasks = [task for task in original.tasks if name != "transformers" or task != "masks"]
         command = [sys.executable, str(HERE / "worker.py"), which[0], str(image), dtype, which[1]]
@@ -96,7 +116,7 @@ class Contestant:
         )
         self.name, self.samples, self.peaks = name, dict[str, list[float]](), dict[str, int]()
         self.about = self._answer()
-        expected = original.package if is_original else name if name == "transformers" else "segment-anything-engine"
+        expected = original.package if is_original else name if name in PEERS else "segment-anything-engine"
         assert self.about["package"] == expected, f"{name} imports {self.about['package']}"
 
     def _answer(self) -> dict[str, Any]:
@@ -118,16 +138,16 @@ class Contestant:
         answer = self.ask(task, times, **arguments)
         self.samples.setdefault(task, []).extend(answer["seconds"])
         self.peaks[task] = max(self.peaks.get(task, 0), answer["peak_bytes"])
-        print(f"  {self.name:9}{task:9}{statistics.median(answer['seconds']):9.3f} s", file=sys.stderr)
+        print(f"  {self.name:12}{task:9}{statistics.median(answer['seconds']):9.3f} s", file=sys.stderr)
         return answer
 
 
 @contextmanager
-def contestants(model: str, image: Path, dtypes: Sequence[str], with_transformers: bool) -> Iterator[list[Contestant]]:
-    """The original, ours, ours in other types, and transformers, started; they end when their input closes."""
+def contestants(model: str, image: Path, dtypes: Sequence[str], peers: Sequence[str]) -> Iterator[list[Contestant]]:
+    """The original, ours, ours in other types, and its peers, started; they end when their input closes."""
     all_of_them = [Contestant("original", model, image), Contestant("ours", model, image)]
     all_of_them += [Contestant(f"ours {dtype}", model, image, dtype) for dtype in dtypes]
-    all_of_them += [Contestant("transformers", model, image)] if with_transformers else []
+    all_of_them += [Contestant(peer, model, image) for peer in peers]
     try:
         yield all_of_them
     finally:
@@ -147,13 +167,13 @@ def between(values: Array, share_above: float) -> float:
     return float((ordered[widest - 1] + ordered[widest]) / 2)
 
 
-def thresholds(ours: Contestant, folder: Path, points_per_side: int) -> dict[str, float]:
+def thresholds(ours: Contestant, folder: Path, points_per_side: int, offset: float) -> dict[str, float]:
     """Thresholds that let the wished shares pass, from one run with every filter off."""
     everything = {
         "points_per_side": points_per_side,
         "pred_iou_thresh": -99.0,
         "stability_score_thresh": -99.0,
-        "stability_score_offset": STABILITY_OFFSET,
+        "stability_score_offset": offset,
         "box_nms_thresh": 1.0,
     }
     ours.ask("masks", options=everything)
@@ -166,7 +186,7 @@ def thresholds(ours: Contestant, folder: Path, points_per_side: int) -> dict[str
     return {
         "pred_iou_thresh": least_iou,
         "stability_score_thresh": least_stability,
-        "stability_score_offset": STABILITY_OFFSET,
+        "stability_score_offset": offset,
     }
 
 
@@ -233,7 +253,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         width, height = file.size
     point_xy = [width / 2, height / 2]
     tasks = Original.of(args.model).tasks
-    with contestants(args.model, args.image, args.dtypes, args.transformers) as everybody:
+    chosen = [peer for peer, is_asked in zip(PEERS, (args.transformers, args.onnx), strict=True) if is_asked]
+    offset = 1.0 if args.model == "nano" else STABILITY_OFFSET
+    with contestants(args.model, args.image, args.dtypes, chosen) as everybody:
         pair = everybody[:2]
         agreed = agreement(pair, folder, point_xy, tasks)
         for one in everybody[2:]:  # warm, as the two are by now
@@ -242,15 +264,18 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
                 one.ask("predict", point_xy=point_xy)
         options = {"points_per_side": args.points_per_side, "box_nms_thresh": args.box_nms_thresh}
         if "masks" in tasks:
-            options |= thresholds(pair[1], folder, args.points_per_side)
+            options |= thresholds(pair[1], folder, args.points_per_side, offset)
+        limits: dict[str, float] = {}
         for turn in range(args.rounds):
             print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
             order = everybody if turn % 2 == 0 else everybody[::-1]
+            for one in pair[1:2] + [one for one in everybody[2:] if one.name == "ours bf16"]:
+                limits[one.name] = max(limits.get(one.name, 0.0), one.ask("limit")["result"])
             for one in order:
                 one.measure("encode")
             for _ in range(PREDICTS_A_ROUND if "predict" in tasks else 0):
                 for one in order:
-                    one.measure("predict", point_xy=point_xy)
+                    one.measure("predict", PREDICTS_A_TURN, point_xy=point_xy)
             for one in [one for one in order if "masks" in one.tasks]:
                 one.measure("masks", options=options)
                 one.ask("keep", file=str(folder / f"{one.name}.npz"))
@@ -264,6 +289,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             "image_wh": [width, height],
             "rounds": args.rounds,
             "options": options,
+            "limits": limits,
             "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
             "agreement": agreed,
             "results": {
@@ -290,23 +316,34 @@ def as_table(found: dict[str, Any]) -> str:
         "predict": "one click, encoded image",
         "masks": f"automatic masks {side} x {side}, with encode",
     }
-    machine, agreed, shape = found["machine"], found["agreement"], found["image_wh"]
+    machine, agreed, shape, limit = found["machine"], found["agreement"], found["image_wh"], found["limits"]["ours"]
     lines = [
         f"{found['model']}, {shape[0]} x {shape[1]} pixels, float32 where not told, {ours['about']['threads']} threads "
-        f"on {machine['processor']}; median of {found['rounds']} rounds, {found['original']} and ours in turn.",
+        f"on {machine['processor']} (limit {limit / 1e9:.0f} GFLOP/s); median of {found['rounds']} rounds, "
+        f"{found['original']} and this package in turn.",
         "",
-        "| | original, s | ours, s | ratio | original, peak MiB | ours, peak MiB | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| | original, s | this, s | ratio | original, of the limit | this, of the limit "
+        "| original, peak MiB | this, peak MiB | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    by_part = ours["about"]["operations"]
+    counts = {
+        "encode": by_part["encode"],
+        "predict": by_part["click"],
+        "masks": by_part["encode"] + side**2 * by_part["click"] if side else 0,
+    }
     for task, label in labels.items():
         for name, one in others.items():
             if task not in one["seconds"]:
                 continue
             seconds = [statistics.median(each["seconds"][task]) for each in (original, one)]
             peaks = [each["peak_bytes"][task] / MIB for each in (original, one)]
+            shares = [counts[task] / spent / found["limits"].get(name, limit) for spent in seconds]
+            shares[0] = counts[task] / seconds[0] / limit
             lines.append(
                 f"| {label}{', '.join(['', *name.removeprefix('ours').split()])} "
                 f"| {seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.1f} x "
+                f"| {shares[0]:.0%} | {shares[1]:.0%} "
                 f"| {peaks[0]:.0f} | {peaks[1]:.0f} | {f'{peaks[0] / peaks[1]:.1f} x' if peaks[1] >= 1 else ''} |"
             )
     said = [
@@ -336,7 +373,7 @@ def agreed_masks(what: str, group: dict[str, Any]) -> str:
 def main() -> None:
     """Compare, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h", "vit_t"])
+    parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h", "vit_t", "nano"])
     parser.add_argument("--image", type=Path, default=next(photo for photo in PHOTOS if photo.is_file()))
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument(
@@ -344,6 +381,7 @@ def main() -> None:
     )
     parser.add_argument("--dtypes", nargs="*", default=[], help="this package in other types as well: bf16, int8")
     parser.add_argument("--transformers", action="store_true", help="transformers' SamModel as well, if installed")
+    parser.add_argument("--onnx", action="store_true", help="what this package exports on ONNX Runtime as well")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "compare_original", help="without a suffix")
     args = parser.parse_args()

@@ -3,14 +3,16 @@
     python benchmarks/hardware_share.py --model nano
     python benchmarks/hardware_share.py --model vit_b --checkpoint random --dtype bf16
 
-The limit is measured here, in the same type and with the same threads: the best of several square products. Operations
-are those of the plain networks, as torch counts them (products and convolutions, nothing else); rewrites that need
-fewer can therefore show more than the processor really does.
+The limit is measured here, in the same type and with the same threads: the best of several square products, by MKL and
+by oneDNN. Operations are those of the plain networks, as torch counts them (products and convolutions, nothing else);
+rewrites that need fewer can therefore show more than the processor really does.
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segment_anything import Prompts, load_sam
 from segment_anything.modeling import Sam
+from segment_anything.modeling.linear import linear
 
 
 def least_seconds(work: Callable[[], object], rounds: int, clock: Callable[[], float]) -> float:
@@ -36,16 +39,32 @@ def peak_flops(dtype: torch.dtype, rounds: int, clock: Callable[[], float]) -> f
     best = 0.0
     for side in (768, 1536, 2304):
         a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-        for work in (lambda a=a, b=b: a @ b, lambda a=a, b=b: torch.nn.functional.linear(a, b)):
-            best = max(best, 2 * side**3 / least_seconds(work, rounds, clock))
+        for multiply in (torch.nn.functional.linear, lambda a, b: linear(a, b, None)):
+            best = max(best, 2 * side**3 / least_seconds(partial(multiply, a, b), rounds, clock))
     return best
 
 
-def operations(work: Callable[[], object]) -> int:
-    """Operations of the plain networks: gradients on, so that no rewrite takes their place."""
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops())
+def operations(sam: Sam) -> dict[str, int]:
+    """Operations of encoding an image and of one click on it, by the plain networks; nothing is computed."""
+    sam = copy.deepcopy(sam).to("meta")
+    side, grid = sam.image_size, sam.embedding_size
+    pixels = torch.empty((1, 3, side, side), dtype=sam.dtype, device="meta")
+    features = torch.empty((1, sam.prompt_encoder.embed_dim, grid, grid), dtype=sam.dtype, device="meta")
+    point = torch.empty((1, 1, 2), device="meta"), torch.ones((1, 1), dtype=torch.int64, device="meta")
+
+    def click() -> object:
+        sparse, dense = sam.prompt_encoder(point, None, None)
+        dense = sam.prompt_encoder.ground(dense, features)
+        return sam.mask_decoder(features, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+
+    works: dict[str, Callable[[], object]] = {"encode": lambda: sam.image_encoder(pixels), "click": click}
+    counts = {}
+    for name, work in works.items():
+        # with gradients, so that no rewrite takes a network's place
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            work()
+        counts[name] = int(counter.get_total_flops())
+    return counts
 
 
 def stages(sam: Sam) -> dict[str, Callable[[], object]]:
@@ -76,8 +95,10 @@ def main() -> None:
         limit = peak_flops(sam.dtype, args.rounds, clock)
         print(f"{args.model}, {args.dtype}, {torch.get_num_threads()} threads; limit {limit / 1e9:.0f} GFLOP/s\n")
         print("| stage | GFLOP | ms | GFLOP/s | share of the limit |\n|---|---|---|---|---|")
-        for name, work in stages(sam).items():
-            count, seconds = operations(work), least_seconds(work, args.rounds, clock)
+        by_part = operations(sam)
+        counts = by_part["encode"], by_part["click"], 8 * by_part["click"]
+        for (name, work), count in zip(stages(sam).items(), counts, strict=True):
+            seconds = least_seconds(work, args.rounds, clock)
             rate = count / seconds
             print(f"| {name} | {count / 1e9:.2f} | {1e3 * seconds:.1f} | {rate / 1e9:.0f} | {rate / limit:.0%} |")
 
