@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,6 @@ TILES_AT_ONCE = 256
 """Tiles computed together: 2 MiB of float32, so that their thresholds are counted while they are in the cache."""
 CROWDED = 0.7
 """Share of a row of tiles above which all of it is drawn: many small products cost more than a long one."""
-ROWS_AT_ONCE = 8
-"""Neighbouring rows of tiles whose logits are spread over the columns together."""
 PIXELS_FOR_THREADS = 2**21
 """Masks of more pixels are drawn by several threads."""
 MARGIN = 1e-5
@@ -38,6 +37,8 @@ MARGIN = 1e-5
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
+Flags = npt.NDArray[np.bool_]
+Values = TypeVar("Values", Floats, Flags)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +123,11 @@ class TileGrid:
 
     def extremes(self, logits: Floats) -> tuple[Floats, Floats]:
         """The least and the greatest logit that each tile of each mask is made from: (n, L, L) -> (n, down, across)."""
-        least, greatest = (
-            _reduced(_reduced(logits, self.y, extreme).swapaxes(1, 2), self.x, extreme).swapaxes(1, 2)
-            for extreme in (np.minimum, np.maximum)
-        )
-        return least, greatest
+        return self._reduced_both(logits, np.minimum), self._reduced_both(logits, np.maximum)
+
+    def _reduced_both(self, values: Values, extreme: np.ufunc) -> Values:
+        """(n, L, L) -> (n, down, across)."""
+        return _reduced(_reduced(values, self.y, extreme).swapaxes(1, 2), self.x, extreme).swapaxes(1, 2)
 
     def values(self, logits: Floats, mask: Ints, tile_y: Ints, tile_x: Ints) -> Floats:
         """Pixels (t, 32, 64) of tiles of the masks (n, L, L) that `mask` (t,) names."""
@@ -134,7 +135,14 @@ class TileGrid:
         across = patches[mask, self.y.first[tile_y], self.x.first[tile_x]] @ self.x_weights.take(tile_x, axis=0)
         return np.asarray(self.y.weights.take(tile_y, axis=0) @ across, dtype=np.float32)
 
-    def whole_rows(self, logits: Floats, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int, Floats]]:
+    def judge(self, logits: Floats, threshold: float) -> tuple[Flags, Flags]:
+        """Which tiles of the masks (n, L, L) are full, and which have to be computed: (n, down, across) each."""
+        margin = np.float32(MARGIN) * np.abs(logits).max(axis=(1, 2), keepdims=True)
+        kinds = (logits > threshold + margin), (logits <= threshold - margin)
+        full, empty = (self._reduced_both(kind, np.logical_and) for kind in kinds)
+        return full, ~(full | empty)
+
+    def whole_rows(self, logits: Floats, wanted: Flags) -> Iterator[tuple[int, int, Floats]]:
         """Whole rows of tiles of the masks (n, L, L): those that are wanted (n, tiles down).
 
         Yields:
@@ -142,13 +150,14 @@ class TileGrid:
         """
         across = np.empty((logits.shape[1], len(self.x.first), TILE_HW[1]), dtype=np.float32)
         pixels = np.empty((TILE_HW[0], self.x.size), dtype=np.float32)
-        for mask, tiles in _few_at_once(wanted):
+        for mask in np.flatnonzero(wanted.any(axis=1)).tolist():
+            tiles = np.flatnonzero(wanted[mask])
             lowest, end = self.y.first[tiles[0]], self.y.first[tiles[-1]] + self.y.reach
             patches = sliding_window_view(logits[mask, lowest:end], self.x.reach, axis=1)[:, self.x.first]
             lines = across[: end - lowest]  # by logit row, tile and column
             np.matmul(patches.swapaxes(0, 1), self.x_weights, out=lines.swapaxes(0, 1))
             lines = lines.reshape(len(lines), -1)[:, : self.x.size]
-            for tile in tiles:
+            for tile in tiles.tolist():
                 first = self.y.first[tile] - lowest
                 yield mask, tile, np.matmul(self.y.weights[tile], lines[first : first + self.y.reach], out=pixels)
 
@@ -161,16 +170,7 @@ class TileGrid:
         return np.ascontiguousarray(rows[: self.y.size])
 
 
-def _few_at_once(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, list[int]]]:
-    """Masks and some of their rows of tiles that lie near one another, of those that are wanted (n, tiles down)."""
-    for mask, rows in enumerate(wanted):
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            tiles = np.flatnonzero(rows[start : start + ROWS_AT_ONCE]) + start
-            if len(tiles):
-                yield mask, tiles.tolist()
-
-
-def _reduced(values: Floats, axis: Axis, extreme: np.ufunc) -> Floats:
+def _reduced(values: Values, axis: Axis, extreme: np.ufunc) -> Values:
     """(n, L, c) -> (n, tiles, c): least or greatest of the logits that each tile is made from."""
     by_logit = np.ascontiguousarray(values.swapaxes(0, 1))  # one reduction along the first axis is many lanes wide
     if axis.reach >= len(axis.first):
@@ -225,13 +225,11 @@ def full_size_masks(
 ) -> npt.NDArray[np.bool_]:
     """Masks (n, H, W) in original pixels of low-resolution logits (n, L, L)."""
     grid = TileGrid.of(geometry, logits.shape[-1])
-    least, greatest = grid.extremes(logits)
-    margin = np.float32(MARGIN) * np.maximum(np.abs(least), np.abs(greatest))
-    full = least - margin > threshold
-    mixed = ~(full | (greatest + margin <= threshold))
+    full, mixed = grid.judge(logits, threshold)
     crowded = np.count_nonzero(mixed, axis=2) > CROWDED * mixed.shape[2]
     full[crowded] = mixed[crowded] = False
-    masks = np.zeros((len(logits), *geometry.original_size_hw), dtype=np.bool_)
+    shape = len(logits), *geometry.original_size_hw
+    masks = np.empty(shape, dtype=np.bool_) if crowded.all() else np.zeros(shape, dtype=np.bool_)
 
     def draw(part: slice | None) -> None:
         if part is None:

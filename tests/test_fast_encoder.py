@@ -9,14 +9,18 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from segment_anything.modeling.attention import relative_attention, relative_scores
 from segment_anything.modeling.common import MLPBlock
-from segment_anything.modeling.image_encoder import Attention, Block
+from segment_anything.modeling.image_encoder import Attention, Block, ImageEncoderViT
 from segment_anything.modeling.linear import apply_linear, apply_mlp, linear
 
 
 @pytest.mark.parametrize("score_bytes", [1, 500, 4000, 2**20])
 @pytest.mark.parametrize("size_hw", [(3, 5), (7, 7)])
+@pytest.mark.parametrize("has_wide_vectors", [False, True])
 @torch.no_grad()
-def test_attention_in_blocks_is_attention(score_bytes: int, size_hw: tuple[int, int]) -> None:
+def test_attention_in_pieces_is_attention(
+    score_bytes: int, size_hw: tuple[int, int], has_wide_vectors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segment_anything.modeling.attention.has_wide_vectors", lambda: has_wide_vectors)
     torch.manual_seed(0)
     h, w = size_hw
     q, k, v = torch.randn(2, h * w, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
@@ -26,6 +30,15 @@ def test_attention_in_blocks_is_attention(score_bytes: int, size_hw: tuple[int, 
     expected = scaled_dot_product_attention(q, k, v, attn_mask=bias)
     found = relative_attention(q, k, v, size_hw, *tables, score_bytes)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tokens_lie_channel_by_channel_from_the_first_block_on() -> None:
+    encoder = ImageEncoderViT(32, embed_dim=8, depth=1, num_heads=2, out_chans=4, use_rel_pos=True)
+    seen: list[bool] = []
+    encoder.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    encoder(torch.randn(1, 3, 32, 32))
+    assert seen == [True]  # anything else is turned by every sum and norm of every block, a twentieth of ViT-B's time
 
 
 @pytest.mark.parametrize("window", [0, 3])
@@ -71,8 +84,12 @@ def test_only_where_nobody_watches_are_windows_projected_a_row_at_a_time() -> No
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 8), (2, 3, 4, 8), (0, 8)])
+@pytest.mark.parametrize("has_wide_vectors", [False, True])
 @torch.no_grad()
-def test_linear_layers_are_linear_layers(bias: bool, shape: tuple[int, ...]) -> None:
+def test_linear_layers_are_linear_layers(
+    bias: bool, shape: tuple[int, ...], has_wide_vectors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segment_anything.modeling.linear.has_wide_vectors", lambda: has_wide_vectors)
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 12, bias=bias), torch.randn(shape)
     torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=1e-5, atol=1e-6)

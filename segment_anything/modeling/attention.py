@@ -9,7 +9,7 @@ Letters: B batch, M heads, N = h * w tokens, d head width, H x W token grid, C =
 import torch
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from segment_anything.modeling.linear import plain_wanted
+from segment_anything.modeling.linear import has_wide_vectors, plain_wanted
 
 SCORE_BYTES = 8 * 2**20
 """Most memory for attention scores at once without gradients: what a core's share of the cache holds, about."""
@@ -81,21 +81,45 @@ def relative_attention(
     rows, columns = relative_scores(q, size_hw, table_h, table_w)
     if plain_wanted():
         return scaled_dot_product_attention(q, k, v, attn_mask=_bias(rows, columns))
-    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.bfloat16):
+    in_blocks = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and has_wide_vectors())
+    if q.device.type == "cpu" and in_blocks:
         return _blocked_attention(q, k, v, rows, columns, score_bytes)
-    batch, heads, tokens, _ = q.shape
-    step = max(1, score_bytes // (batch * tokens * tokens * q.element_size()))
-    parts = [slice(head, head + step) for head in range(0, heads, step)]
-    out = [
-        scaled_dot_product_attention(q[:, p], k[:, p], v[:, p], attn_mask=_bias(rows[:, p], columns[:, p]))
-        for p in parts
-    ]
-    return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+    return _fused_attention(q, k, v, rows, columns, score_bytes)
 
 
 def _bias(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Scores for key rows (..., N, h) and columns (..., N, w) -> for keys (..., N, h * w)."""
     return (rows[..., :, None] + columns[..., None, :]).flatten(-2)
+
+
+def _steps(heads: int, tokens: int, queries: int) -> tuple[int, int]:
+    """How many heads, and how many query rows of each, are so many queries at most: whole heads if there are any."""
+    return max(1, min(heads, queries // tokens)), max(1, min(tokens, queries))
+
+
+def _fused_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    score_bytes: int,
+) -> torch.Tensor:
+    """The same by PyTorch's kernel, with the bias of a few heads, or of a few query rows of one head, at a time."""
+    batch, heads, tokens, _ = q.shape
+    head_step, query_step = _steps(heads, tokens, score_bytes // (batch * tokens * q.element_size()))
+    out = torch.empty((batch, tokens, heads, v.shape[3]), dtype=q.dtype, device=q.device)  # as the projection reads it
+    by_head = out.transpose(1, 2)
+    room = rows.new_empty((batch, head_step, query_step, tokens))  # used again: new memory takes longer than the sums
+    for head in range(0, heads, head_step):
+        part = slice(None), slice(head, head + head_step)
+        for query in range(0, tokens, query_step):
+            some = (*part, slice(query, query + query_step))
+            by_row, by_column = rows[some][..., :, None], columns[some][..., None, :]
+            bias = room[:, : by_row.shape[1], : by_row.shape[2]]
+            torch.add(by_row, by_column, out=bias.unflatten(3, (by_row.shape[3], by_column.shape[4])))
+            by_head[some] = scaled_dot_product_attention(q[some], k[part], v[part], attn_mask=bias)
+    return by_head
 
 
 def _blocked_attention(
@@ -106,7 +130,7 @@ def _blocked_attention(
     columns: torch.Tensor,
     score_bytes: int,
 ) -> torch.Tensor:
-    """The same on a CPU, where plain products are faster than the fused kernel with its bias.
+    """The same by plain products on a CPU: with wide vectors they are faster than the fused kernel with its bias.
 
     A few heads of one window, or a few query rows of one head, at a time: the scores never leave the cache. They are
     float32 in a bfloat16 model as well.
@@ -114,8 +138,7 @@ def _blocked_attention(
     batch, heads, tokens, width = q.shape
     is_exact = q.dtype == torch.float32
     bytes_per_query = tokens * (4 if is_exact else 8)  # with the copy that is multiplied
-    head_step = max(1, min(heads, score_bytes // (tokens * bytes_per_query)))
-    query_step = max(1, min(tokens, score_bytes // bytes_per_query))
+    head_step, query_step = _steps(heads, tokens, score_bytes // bytes_per_query)
     out = torch.empty((batch, tokens, heads, width), dtype=q.dtype, device=q.device)  # as the projection reads it
     by_head = out.transpose(1, 2)
     k = k * width**-0.5

@@ -33,7 +33,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 3, h, w) pixels -> (B, H, W, C) tokens."""
         tokens: torch.Tensor = self.proj(x)
-        return tokens.permute(0, 2, 3, 1)
+        return tokens.permute(0, 2, 3, 1).contiguous()  # or every sum and norm of the blocks turns it
 
 
 class Attention(nn.Module):

@@ -35,6 +35,9 @@ from segment_anything.modeling.linear import linear
 from segment_anything.modeling.prepared_attention import Block
 from segment_anything.modeling.prepared_upscaler import FirstLayer, Upscaler
 
+GAP = 16
+"""Numbers between the rows of S: rows that lie a power of two apart take each other's place in the cache."""
+
 
 def most_tokens(blocks: Sequence[Block]) -> int:
     """With more tokens, of prompts and of the decoder's own, cells made whole take less time (docs/log.md)."""
@@ -101,7 +104,7 @@ class Variance:
     def __call__(self, cells: "LowRankCells", carried: torch.Tensor) -> torch.Tensor:
         """What an object's rows carry, centred (R, C) -> (N,), the sum of its cells' squares over C, by r^2."""
         rows = cells.rows
-        products = torch.empty_like(rows)
+        products = rows.new_empty((len(rows), rows.shape[1] + GAP))[:, : rows.shape[1]]
         parts = products.chunk(len(self.told))
         for told, values, part in zip(self.told, cells.values, parts, strict=True):
             told(values, part)
@@ -171,8 +174,8 @@ class LowRankImage:
 
     def start(self, count: int, tokens: int) -> "LowRankObjects":
         """Objects of that many tokens, which nothing was told yet."""
-        cells = self.upscaled.new_empty((count, self.rows(tokens), len(self.upscaled)))
-        return LowRankObjects(self, [LowRankCells(self, rows) for rows in cells])
+        cells = self.upscaled.new_empty((count, self.rows(tokens), len(self.upscaled) + GAP))
+        return LowRankObjects(self, [LowRankCells(self, rows[:, : len(self.upscaled)]) for rows in cells])
 
 
 class LowRankCells:
@@ -229,8 +232,8 @@ class LowRankCells:
         weight, bias = self.image.upscaling
         carried = linear(self.carried, weight, None)  # R C'
         carried[-1] += bias  # the last row of S is 1 / r
-        rows, factors = self.rows.T.contiguous().view(*size_hw, -1), self.factors.view(*size_hw, 1)
-        return partial(_first_layer, rows, carried.T.contiguous(), factors, self.image.upscaled.view(*size_hw, -1))
+        factors, shared = self.factors.view(*size_hw, 1), self.image.upscaled.view(*size_hw, -1)
+        return partial(_first_layer, self.rows.unflatten(1, size_hw), carried, factors, shared)
 
 
 class LowRankObjects:
@@ -267,9 +270,9 @@ class LowRankObjects:
 def _first_layer(
     own: torch.Tensor, carried: torch.Tensor, factors: torch.Tensor, shared: torch.Tensor, rows: slice, columns: slice
 ) -> torch.Tensor:
-    """Of S' (g, g, R), what its rows carry (C', R), factors (g, g, 1) and the image's part (g, g, C'): (n, C')."""
-    own, factors, shared = (x[rows, columns].flatten(0, 1) for x in (own, factors, shared))
-    return linear(own, carried, None).add_(shared).mul_(factors)
+    """Of S (R, g, g), what its rows carry (R, C'), factors (g, g, 1) and the image's part (g, g, C'): (n, C')."""
+    factors, shared = (x[rows, columns].flatten(0, 1) for x in (factors, shared))
+    return torch.addmm(shared, own[:, rows, columns].flatten(1).T, carried).mul_(factors)
 
 
 def _project(heads: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ class Upscaler:
         self.size_hw = size_hw
         self.norm = norm
         self.first, self.second = per_cell(first), per_cell(second)
-        self.rows = max(1, 2**17 // (size_hw[1] * self.first[0].shape[0]))  # 2**17 values fit a core's cache
+        self.rows = max(1, 2**18 // (size_hw[1] * self.first[0].shape[0]))  # 2**18 values fit a core's cache
 
     def kernels(self, tokens: torch.Tensor, chosen: slice) -> torch.Tensor:
         """Mask tokens (B, K, C) of the masks that are chosen among all -> kernels (B, K, C / 8)."""
