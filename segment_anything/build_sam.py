@@ -1,6 +1,7 @@
 """Builds a `Sam` by name, random or with weights: the registry of the original package, and `load_sam`."""
 
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -85,6 +86,10 @@ sam_model_registry: dict[str, Callable[..., Sam]] = {
 """Builders by name; each takes `checkpoint` and `image_size`."""
 
 
+INSTRUCTIONS = {"bf16": ("avx512_bf16", "amx_bf16"), "int8": ("avx512_vnni", "avx_vnni", "amx_int8")}
+"""What an x86 processor needs, one of them at least, for products of a type: without, they take many times as long."""
+
+
 def load_sam(
     name: str = "nano",
     checkpoint: Checkpoint | None = None,
@@ -100,8 +105,8 @@ def load_sam(
         checkpoint: other weights (path, or name of a file in the cache folder); "random" for seeded random ones.
         device: "auto" takes CUDA, else Apple's GPU, else the CPU.
         dtype: "float32", "bf16" or "fp16", or torch's types. fp16 needs a GPU. bf16 is fast on GPUs, and on CPUs with
-            AVX512_BF16 or AMX. "int8", for CPUs: the image encoder's linear layers in 8 bits, the rest float32.
-            All but float32 are approximate (docs/performance.md).
+            AVX512_BF16 or AMX. "int8", for CPUs with VNNI: the image encoder's linear layers in 8 bits, the rest
+            float32. A processor without them is warned of. All but float32 are approximate (docs/performance.md).
         image_size: side of the square input in pixels; None for what the weights were made for. Smaller is faster and
             coarser; position tables are resampled.
         compile: let `torch.compile` make the image encoder faster, block by block: the first image then waits for it.
@@ -127,6 +132,8 @@ def load_sam(
     else:
         sam = _build(name, fetch_checkpoint(name) if checkpoint is None else checkpoint, image_size)
     sam.to(device=chosen_device, dtype=chosen_dtype)
+    if chosen_device.type == "cpu" and (is_int8 or chosen_dtype == torch.bfloat16):
+        _warn_if_slow("int8" if is_int8 else "bf16")
     if is_int8:
         quantise_linear_layers(sam.image_encoder)
     if compile:
@@ -147,6 +154,18 @@ def _device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f'device {device!r} cannot be used here: {reason} Take "auto", or "cpu".') from error
     return chosen
+
+
+def _warn_if_slow(dtype: str) -> None:
+    """Warn where the processor lacks the instructions for a type."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # an older PyTorch
+    wanted = INSTRUCTIONS[dtype]
+    if found.get("architecture") == "x86_64" and not any(found.get(name) for name in wanted):
+        warnings.warn(
+            f'dtype "{dtype}" is many times slower than float32 on this processor ({found.get("cpu_name")}), which has '
+            f'none of {", ".join(wanted)}. Take "float32".',
+            stacklevel=3,
+        )
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

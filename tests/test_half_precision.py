@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -125,6 +126,22 @@ def test_other_layers_stay() -> None:
     assert [type(module) for module in network.modules()] == [
         *(nn.Sequential, nn.Conv2d, nn.Sequential, Int8Linear, nn.GELU)
     ]
+
+
+@pytest.mark.parametrize(("dtype", "instruction"), [("bf16", "avx512_bf16"), ("int8", "avx_vnni")])
+def test_a_processor_without_instructions_for_a_type_is_warned_of(
+    dtype: str, instruction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor: dict[str, object] = {"architecture": "x86_64", "cpu_name": "Old", "avx2": True, instruction: False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    words = rf'dtype "{dtype}" is many times slower than float32 on this processor \(Old\), which has none of .*'
+    with pytest.warns(UserWarning, match=words + rf'{instruction}.*. Take "float32".'):
+        small(dtype)
+    for other in ({instruction: True}, {"architecture": "arm64"}):
+        processor |= other
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            small(dtype)
 
 
 def test_int8_is_refused_elsewhere_than_on_a_cpu() -> None:
