@@ -338,8 +338,8 @@ def as_table(found: dict[str, Any]) -> str:
                 continue
             seconds = [statistics.median(each["seconds"][task]) for each in (original, one)]
             peaks = [each["peak_bytes"][task] / MIB for each in (original, one)]
-            shares = [counts[task] / spent / found["limits"].get(name, limit) for spent in seconds]
-            shares[0] = counts[task] / seconds[0] / limit
+            limits = limit, found["limits"].get(name, limit)
+            shares = [counts[task] / spent / most for spent, most in zip(seconds, limits, strict=True)]
             lines.append(
                 f"| {label}{', '.join(['', *name.removeprefix('ours').split()])} "
                 f"| {seconds[0]:.3f} | {seconds[1]:.3f} | {seconds[0] / seconds[1]:.1f} x "
