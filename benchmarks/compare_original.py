@@ -53,6 +53,7 @@ MIB = 2**20
 STABILITY_OFFSET = 0.2
 """Logits of random weights are small: the usual offset of 1 would leave no mask stable. Trained ones have it."""
 PEERS = ("transformers", "onnxruntime")
+"""What else computes the same, by the name of its package."""
 PASS_IOU, PASS_BOTH = 0.5, 0.35
 """Shares of all masks that pass the predicted IoU, and that pass the stability as well."""
 PREDICTS_A_ROUND, PREDICTS_A_TURN = 10, 3

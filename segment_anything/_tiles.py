@@ -3,8 +3,8 @@
 Upsampling by two bilinear steps (to the input square, cropped, then to the original) is linear in each axis, and every
 pixel is an average of a few low-resolution logits around it. So the image is cut into tiles: where all logits that a
 tile is made from lie on one side of a threshold, so do all its pixels, and nothing is computed. The other tiles, along
-the outlines, are two small matrix products each, thresholded, and kept as one bit a pixel. Where masks
-are drawn that are outlines all over, whole rows of tiles are computed instead. Knows numpy alone.
+the outlines, are two small matrix products each, thresholded, and kept as one bit a pixel. Where masks are
+drawn that are outlines all over, whole rows of tiles are computed instead. Knows numpy alone.
 
 Letters: n masks, L their low-resolution side, t tiles, S logits that a tile is made from along an axis.
 """

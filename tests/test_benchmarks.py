@@ -54,3 +54,18 @@ def test_a_profile_shows_the_costliest_operations_of_each_stage(tmp_path: Path) 
     times = [row["ms"] for row in found["profile"]["encode"]]
     assert times == sorted(times, reverse=True)
     assert "| encode: operation | calls | ms | share |" in done.stdout
+
+
+def test_operations_of_mobile_sam_are_the_published_ones() -> None:
+    """EdgeSAM (https://arxiv.org/abs/2312.06660) counts 38.2 thousand million multiply-adds in the encoder."""
+    count = (
+        "import sys; sys.path.insert(0, 'benchmarks')\n"
+        "from hardware_share import operations\n"
+        "from segment_anything import load_sam\n"
+        "print(*operations(load_sam('vit_t', 'random', device='cpu')).values())"
+    )
+    done = run("-c", count)
+    assert done.returncode == 0, done.stderr
+    encode, click = map(int, done.stdout.split())
+    assert encode / 2 == pytest.approx(38.2e9, rel=0.02)
+    assert click == pytest.approx(3.62e9, rel=0.002)

@@ -14,6 +14,11 @@ from segment_anything.modeling.linear import has_wide_vectors, plain_wanted
 SCORE_BYTES = 8 * 2**20
 """Most memory for attention scores at once without gradients: what a core's share of the cache holds, about."""
 
+Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries, keys and values (B, M, N, d)."""
+Scores = tuple[torch.Tensor, torch.Tensor]
+"""Of each query for each key row (B, M, N, h), and for each key column (B, M, N, w)."""
+
 
 def relative_table(size: int, table: torch.Tensor) -> torch.Tensor:
     """Rows of `table` for every pair of coordinates along one axis.
@@ -83,8 +88,8 @@ def relative_attention(
         return scaled_dot_product_attention(q, k, v, attn_mask=_bias(rows, columns))
     in_blocks = q.dtype == torch.bfloat16 or (q.dtype == torch.float32 and has_wide_vectors())
     if q.device.type == "cpu" and in_blocks:
-        return _blocked_attention(q, k, v, rows, columns, score_bytes)
-    return _fused_attention(q, k, v, rows, columns, score_bytes)
+        return blocked_attention((q, k, v), (rows, columns), score_bytes)
+    return fused_attention((q, k, v), (rows, columns), score_bytes)
 
 
 def _bias(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -97,15 +102,9 @@ def _steps(heads: int, tokens: int, queries: int) -> tuple[int, int]:
     return max(1, min(heads, queries // tokens)), max(1, min(tokens, queries))
 
 
-def _fused_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    score_bytes: int,
-) -> torch.Tensor:
+def fused_attention(qkv: Projected, bias: Scores, score_bytes: int) -> torch.Tensor:
     """The same by PyTorch's kernel, with the bias of a few heads, or of a few query rows of one head, at a time."""
+    (q, k, v), (rows, columns) = qkv, bias
     batch, heads, tokens, _ = q.shape
     head_step, query_step = _steps(heads, tokens, score_bytes // (batch * tokens * q.element_size()))
     out = torch.empty((batch, tokens, heads, v.shape[3]), dtype=q.dtype, device=q.device)  # as the projection reads it
@@ -116,25 +115,19 @@ def _fused_attention(
         for query in range(0, tokens, query_step):
             some = (*part, slice(query, query + query_step))
             by_row, by_column = rows[some][..., :, None], columns[some][..., None, :]
-            bias = room[:, : by_row.shape[1], : by_row.shape[2]]
-            torch.add(by_row, by_column, out=bias.unflatten(3, (by_row.shape[3], by_column.shape[4])))
-            by_head[some] = scaled_dot_product_attention(q[some], k[part], v[part], attn_mask=bias)
+            mask = room[:, : by_row.shape[1], : by_row.shape[2]]
+            torch.add(by_row, by_column, out=mask.unflatten(3, (by_row.shape[3], by_column.shape[4])))
+            by_head[some] = scaled_dot_product_attention(q[some], k[part], v[part], attn_mask=mask)
     return by_head
 
 
-def _blocked_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    score_bytes: int,
-) -> torch.Tensor:
+def blocked_attention(qkv: Projected, bias: Scores, score_bytes: int) -> torch.Tensor:
     """The same by plain products on a CPU: with wide vectors they are faster than the fused kernel with its bias.
 
     A few heads of one window, or a few query rows of one head, at a time: the scores never leave the cache. They are
     float32 in a bfloat16 model as well.
     """
+    (q, k, v), (rows, columns) = qkv, bias
     batch, heads, tokens, width = q.shape
     is_exact = q.dtype == torch.float32
     bytes_per_query = tokens * (4 if is_exact else 8)  # with the copy that is multiplied
