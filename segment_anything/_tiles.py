@@ -57,6 +57,11 @@ class Axis:
         return int(self.weights.shape[2])
 
     @property
+    def end(self) -> int:
+        """Logits that lie before the padding."""
+        return int(self.first[-1]) + self.reach
+
+    @property
     def size(self) -> int:
         """Pixels along the axis."""
         return int(self.lengths.sum())
@@ -123,6 +128,7 @@ class TileGrid:
 
     def extremes(self, logits: Floats) -> tuple[Floats, Floats]:
         """The least and the greatest logit that each tile of each mask is made from: (n, L, L) -> (n, down, across)."""
+        logits = logits[:, : self.y.end, : self.x.end]
         return self._reduced_both(logits, np.minimum), self._reduced_both(logits, np.maximum)
 
     def _reduced_both(self, values: Values, extreme: np.ufunc) -> Values:
@@ -137,6 +143,7 @@ class TileGrid:
 
     def judge(self, logits: Floats, threshold: float) -> tuple[Flags, Flags]:
         """Which tiles of the masks (n, L, L) are full, and which have to be computed: (n, down, across) each."""
+        logits = logits[:, : self.y.end, : self.x.end]
         margin = np.float32(MARGIN) * np.abs(logits).max(axis=(1, 2), keepdims=True)
         kinds = (logits > threshold + margin), (logits <= threshold - margin)
         full, empty = (self._reduced_both(kind, np.logical_and) for kind in kinds)

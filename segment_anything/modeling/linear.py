@@ -64,12 +64,19 @@ def linear(
         fused = None if activation is None else _fused(activation)
         name, how = fused or ("none", "")
         if name == "gelu" and not has_wide_vectors():  # slower inside the product than behind it
-            out = torch.ops.aten.gelu_(torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
-        else:
-            out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], how)
+            name, how, fused = "none", "", None
+        out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], how)
         activation = None if fused else activation
-    applied: torch.Tensor = out if activation is None else activation(out)
-    return applied
+    return out if activation is None else activate(out, activation)
+
+
+def activate(x: torch.Tensor, activation: nn.Module) -> torch.Tensor:
+    """`activation(x)`, which may be written over x where nobody wants gradients."""
+    fused = None if plain_wanted() else _fused(activation)
+    if fused is not None and fused[0] == "gelu":
+        return torch.ops.aten.gelu_(x)  # type: ignore[no-any-return]
+    activated: torch.Tensor = activation(x)
+    return activated
 
 
 def _fused(activation: nn.Module) -> tuple[str, str] | None:

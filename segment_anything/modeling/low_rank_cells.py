@@ -23,6 +23,7 @@ the definition (Segment Anything, https://arxiv.org/abs/2304.02643, appendix A "
 Letters: B objects, T tokens, N image cells, C width, M heads, d head width, R rows of S.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,8 @@ from segment_anything.modeling.prepared_upscaler import FirstLayer, Upscaler
 
 GAP = 16
 """Numbers between the rows of S: rows that lie a power of two apart take each other's place in the cache."""
+PIECES = 8
+"""Of the cells, for the one product whose factors are both of R rows: each stays in a core's cache (docs/log.md)."""
 
 
 def most_tokens(blocks: Sequence[Block]) -> int:
@@ -84,12 +87,19 @@ class Told:
     constant: torch.Tensor
     """Of the output's bias, and that of the norm before the block (N,)."""
 
-    def __call__(self, values: torch.Tensor, out: torch.Tensor) -> None:
-        """Products of an object's values (M, T, d): of the last token, and of how others differ (1 + M (T - 1), N)."""
+    def add_twice(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        """Twice the products of an object's values (M, T, d): of the last token, and of how the others differ.
+
+        Args:
+            values: of an object.
+            out: (pieces, 1 + M (T - 1), N / pieces), to be added to.
+        """
         heads, tokens, _ = values.shape
-        torch.mv(self.values.flatten(0, 1).T, values[:, -1].flatten(), out=out[0])
-        out[0] += self.constant
-        torch.bmm(values[:, :-1], self.values, out=out[1:].view(heads, tokens - 1, -1))
+        pieces, _, size = out.shape
+        products = torch.bmm(values, self.values)  # M T N
+        out[:, 0].add_(products[:, -1].sum(dim=0).add_(self.constant).view(pieces, size), alpha=2)
+        others = products.view(heads, tokens, pieces, size)[:, :-1].permute(2, 0, 1, 3)
+        out[:, 1:].view(pieces, heads, tokens - 1, size).add_(others, alpha=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +114,13 @@ class Variance:
     def __call__(self, cells: "LowRankCells", carried: torch.Tensor) -> torch.Tensor:
         """What an object's rows carry, centred (R, C) -> (N,), the sum of its cells' squares over C, by r^2."""
         rows = cells.rows
-        products = rows.new_empty((len(rows), rows.shape[1] + GAP))[:, : rows.shape[1]]
-        parts = products.chunk(len(self.told))
+        pieces = rows.unflatten(1, (math.gcd(rows.shape[1], PIECES), -1)).transpose(0, 1)
+        products = torch.bmm((carried @ carried.T).expand(len(pieces), -1, -1), pieces)
+        parts = products.chunk(len(self.told), dim=1)
         for told, values, part in zip(self.told, cells.values, parts, strict=True):
-            told(values, part)
-        products.addmm_(carried @ carried.T, rows, beta=2).mul_(rows)
-        return products.sum(dim=0).add_(self.squares).clamp_(min=0)  # rounding of a cell that is all one value
+            told.add_twice(values, part)
+        squares = products.mul_(pieces).sum(dim=1).flatten()
+        return squares.add_(self.squares).clamp_(min=0)  # rounding of a cell that is all one value
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +241,7 @@ class LowRankCells:
     def first_layer(self, size_hw: tuple[int, int]) -> FirstLayer:
         """The first linear layer behind the transformer, of cells that lie in so many rows and columns."""
         weight, bias = self.image.upscaling
-        carried = linear(self.carried, weight, None)  # R C'
+        carried = self.carried @ weight.T  # R C'; MKL is faster on so few rows
         carried[-1] += bias  # the last row of S is 1 / r
         factors, shared = self.factors.view(*size_hw, 1), self.image.upscaled.view(*size_hw, -1)
         return partial(_first_layer, self.rows.unflatten(1, size_hw), carried, factors, shared)

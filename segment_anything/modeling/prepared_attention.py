@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from segment_anything.modeling.carried_attention import Heads
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
@@ -19,17 +20,42 @@ class Block:
     module: TwoWayAttentionBlock
     to_image: Heads
     to_tokens: Heads
+    alike: tuple[torch.Tensor, torch.Tensor]
+    """Weights (3I or 2I, C) and biases of the layers that see the same tokens in self-attention: of queries, keys and,
+    where no position is added, values: one product instead of two or three."""
+
+    @staticmethod
+    def of(module: TwoWayAttentionBlock) -> "Block":
+        """Prepare a block."""
+        own = module.self_attn
+        layers = [own.q_proj, own.k_proj, own.v_proj][: 3 if module.skip_first_layer_pe else 2]
+        alike = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        look, tell = module.cross_attn_token_to_image, module.cross_attn_image_to_token
+        return Block(module, Heads.of(look), Heads.of(tell), alike)
 
     def tokens_alone(self, queries: torch.Tensor, query_pe: torch.Tensor) -> torch.Tensor:
         """What the tokens do before they look at the image."""
         module = self.module
         if module.skip_first_layer_pe:
-            attended: torch.Tensor = module.self_attn(q=queries, k=queries, v=queries)
+            attended = self._attend(linear(queries, *self.alike))
         else:
-            q = queries + query_pe
-            attended = queries + module.self_attn(q=q, k=q, v=queries)
+            attended = self._attend(linear(queries + query_pe, *self.alike), module.self_attn.v_proj(queries))
+            attended += queries
         normed: torch.Tensor = module.norm1(attended)
         return normed
+
+    def _attend(self, *projected: torch.Tensor) -> torch.Tensor:
+        """Self-attention of queries, keys and values, side by side (B, T, I) each -> (B, T, C)."""
+        module = self.module.self_attn
+        q, k, v = (
+            heads
+            for some in projected
+            for heads in some.unflatten(2, (-1, module.num_heads, module.internal_dim // module.num_heads))
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        attended: torch.Tensor = module.out_proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return attended
 
     def tokens_after(self, queries: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """What the tokens do once they have looked at the image."""

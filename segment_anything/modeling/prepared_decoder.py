@@ -30,7 +30,7 @@ from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_attention import Block
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer
-from segment_anything.modeling.prepared_upscaler import HALF, FirstLayer, Upscaler
+from segment_anything.modeling.prepared_upscaler import HALF, FirstLayer, Upscaler, are_alike
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from segment_anything.modeling.whole_cells import WholeImage, WholeObjects
 
@@ -47,10 +47,17 @@ _KNOWN = {
 
 def can_prepare(decoder: nn.Module) -> bool:
     """Whether `PreparedDecoder` computes the same as `decoder`: known modules, and no hook on any."""
+    return is_known(decoder) and not is_watched(*decoder.modules())
+
+
+def is_known(decoder: nn.Module) -> bool:
+    """Whether the arithmetic of a decoder's modules is known here; hooks may change it."""
     if type(decoder) is not MaskDecoder or type(decoder.transformer) is not TwoWayTransformer:
         return False
-    return bool(decoder.transformer.layers) and all(
-        type(module) in _KNOWN and not is_watched(module) for module in decoder.modules()
+    return (
+        bool(decoder.transformer.layers)
+        and all(type(module) in _KNOWN for module in decoder.modules())
+        and are_alike(decoder.output_hypernetworks_mlps)
     )
 
 
@@ -112,11 +119,7 @@ class PreparedDecoder:
         assert isinstance(transformer, TwoWayTransformer)
         self.decoder = decoder
         self.size_hw = image_embeddings.shape[-2], image_embeddings.shape[-1]
-        self.blocks = [
-            Block(layer, Heads.of(layer.cross_attn_token_to_image), Heads.of(layer.cross_attn_image_to_token))
-            for layer in transformer.layers
-            if isinstance(layer, TwoWayAttentionBlock)
-        ]
+        self.blocks = [Block.of(layer) for layer in transformer.layers if isinstance(layer, TwoWayAttentionBlock)]
         final = Heads.of(transformer.final_attn_token_to_image)
         self.final_norm = transformer.norm_final_attn
         self.upscaler = Upscaler(decoder, self.size_hw)

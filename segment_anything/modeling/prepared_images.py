@@ -5,10 +5,25 @@ import weakref
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
-from segment_anything.modeling.prepared_decoder import PreparedDecoder
+from segment_anything.modeling.mask_decoder import MaskDecoder
+from segment_anything.modeling.prepared_decoder import PreparedDecoder, is_known
+from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.weights_watch import WeightsWatch, tensor_states
+
+
+class DecoderWatch(WeightsWatch):
+    """The weights of what meets an image, and whether the decoder can be prepared for one."""
+
+    def __init__(self, encoder: PromptEncoder, decoder: MaskDecoder) -> None:
+        """Args: as in a model."""
+        super().__init__(encoder, decoder)
+        self._is_known = is_known(decoder)
+        self._hooks = [hooks for m in decoder.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+
+    def can_prepare(self) -> bool:
+        """As `prepared_decoder.can_prepare`, a tenth of the time: hooks come and go, modules are watched."""
+        return self._is_known and not any(self._hooks)
 
 
 class PreparedImages:
@@ -18,18 +33,18 @@ class PreparedImages:
         """Args: capacity: images kept; each takes about ten times the memory of its embedding, at most."""
         self._capacity = capacity
         self._kept: list[tuple[weakref.ref[torch.Tensor], object, PreparedDecoder]] = []
-        self._watch: WeightsWatch | None = None
+        self._watch: DecoderWatch | None = None
         self._lock = threading.Lock()
         self._preparing = threading.Lock()
 
     def __reduce__(self) -> tuple[type["PreparedImages"], tuple[int]]:
         return PreparedImages, (self._capacity,)
 
-    def weights(self, *modules: nn.Module) -> WeightsWatch:
+    def watch(self, encoder: PromptEncoder, decoder: MaskDecoder) -> DecoderWatch:
         """The same object for as long as the modules and their weights stay what they are; a state for `get`."""
         with self._lock:
-            if self._watch is None or self._watch.modules != modules or not self._watch.unchanged():
-                self._watch = WeightsWatch(*modules)
+            if self._watch is None or self._watch.modules != (encoder, decoder) or not self._watch.unchanged():
+                self._watch = DecoderWatch(encoder, decoder)
             return self._watch
 
     def get(self, features: torch.Tensor, state: object, prepare: Callable[[], PreparedDecoder]) -> PreparedDecoder:
@@ -37,7 +52,7 @@ class PreparedImages:
 
         Args:
             features: the embedding; the entry goes when it does.
-            state: compared by value: whatever else the prepared decoder was made from (`weights`).
+            state: compared by value: whatever else the prepared decoder was made from (`watch`).
             prepare: makes a new one.
         """
         key = (tensor_states([features]), state)

@@ -3,7 +3,7 @@
 Letters: B objects, K masks of an object, N = g * g image cells, C width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -11,8 +11,8 @@ from torch.nn.functional import layer_norm
 
 from segment_anything.modeling.cells import per_cell
 from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.linear import linear
-from segment_anything.modeling.mask_decoder import MaskDecoder
+from segment_anything.modeling.linear import activate, linear
+from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 
 HALF = (torch.bfloat16, torch.float16)
 FirstLayer = Callable[[slice, slice], torch.Tensor]
@@ -31,7 +31,7 @@ class Upscaler:
         assert isinstance(first, nn.ConvTranspose2d)
         assert isinstance(second, nn.ConvTranspose2d)
         assert isinstance(norm, LayerNorm2d)
-        self.hypernetworks = decoder.output_hypernetworks_mlps
+        self.hypernetworks = _layer_by_layer(decoder.output_hypernetworks_mlps)
         self.size_hw = size_hw
         self.norm = norm
         self.first, self.second = per_cell(first), per_cell(second)
@@ -39,8 +39,11 @@ class Upscaler:
 
     def kernels(self, tokens: torch.Tensor, chosen: slice) -> torch.Tensor:
         """Mask tokens (B, K, C) of the masks that are chosen among all -> kernels (B, K, C / 8)."""
-        mlps = list(self.hypernetworks)[chosen]
-        return torch.stack([mlp(tokens[:, index]) for index, mlp in enumerate(mlps)], dim=1)
+        x = tokens.transpose(0, 1)  # K B C
+        for index, (weight, bias) in enumerate(self.hypernetworks):
+            x = x.relu() if index else x
+            x = torch.baddbmm(bias[chosen], x, weight[chosen].transpose(1, 2))
+        return x.transpose(0, 1).contiguous()
 
     def __call__(
         self, first_layer: FirstLayer, kernels: torch.Tensor, seen_hw: tuple[int, int] | None = None
@@ -62,17 +65,34 @@ class Upscaler:
         is_whole = (rows, columns) == self.size_hw
         out = kernels.new_empty(shape, dtype=dtype) if is_whole else kernels.new_zeros(shape, dtype=dtype)
         pairs = _as_pairs(out)[:, :rows, :, :, :columns]
+        own = kernels.to(dtype)
         for row in range(0, rows, self.rows):
             part = slice(row, min(row + self.rows, rows))
             cells = first_layer(part, slice(columns))
             x = cells.view(len(cells) * 4, -1)
-            x = self.act1(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps))
+            x = activate(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps), self.act1)
             x = linear(x, *self.second, self.act2).view(len(cells) * 16, -1)
-            masks = linear(kernels.to(dtype), x.to(dtype), None).view(
-                count, -1, columns, 2, 2, 2, 2
-            )  # K y x, child y x, grandchild y x
-            pairs[:, part] = _as_pairs(masks).permute(0, 1, 3, 5, 2, 4, 6)
+            x = x.to(dtype).view(part.stop - row, columns * 16, -1)
+            masks = torch.bmm(own.expand(len(x), -1, -1), x.transpose(1, 2)).view(
+                -1, count, columns, 2, 2, 2, 2
+            )  # y K x, child y x, grandchild y x
+            pairs[:, part] = _as_pairs(masks).permute(1, 0, 3, 5, 2, 4, 6)
         return out.view(count, 4 * height, 4 * width)
+
+
+def are_alike(mlps: Iterable[nn.Module]) -> bool:
+    """Whether the networks differ in nothing but their weights, and end in a linear layer."""
+    shapes = {tuple(layer.weight.shape for layer in mlp.layers) for mlp in mlps if isinstance(mlp, MLP)}
+    return len(shapes) == 1 and not any(getattr(mlp, "sigmoid_output", True) for mlp in mlps)
+
+
+def _layer_by_layer(mlps: Iterable[nn.Module]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights (K, C', C) and biases (K, 1, C') of each layer: one product for K networks (docs/log.md)."""
+    layers = zip(*(mlp.layers for mlp in mlps if isinstance(mlp, MLP)), strict=True)
+    return [
+        (torch.stack([layer.weight for layer in same]), torch.stack([layer.bias for layer in same])[:, None])
+        for same in layers
+    ]
 
 
 def _as_pairs(x: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,8 @@ import torch
 
 from segment_anything.modeling.linear import plain_wanted
 from segment_anything.modeling.mask_decoder import MaskDecoder
-from segment_anything.modeling.prepared_decoder import (
-    PreparedDecoder,
-    can_prepare,
-    most_prompt_tokens,
-    same_everywhere,
-)
-from segment_anything.modeling.prepared_images import PreparedImages
+from segment_anything.modeling.prepared_decoder import PreparedDecoder, most_prompt_tokens, same_everywhere
+from segment_anything.modeling.prepared_images import DecoderWatch, PreparedImages
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer, can_mix, draw
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
 
@@ -86,17 +81,19 @@ def meet(
     """
     weight = encoder.no_mask_embed.weight
     image = features.to(weight.device, weight.dtype)
-    can = len(features) == 1 and not plain_wanted() and can_prepare(decoder)
-    if can and can_mix(encoder):
+    watch = kept.watch(encoder, decoder) if len(features) == 1 and not plain_wanted() else None
+    if watch is not None and not watch.can_prepare():
+        watch = None
+    if watch is not None and can_mix(encoder):
         sparse, drawn = draw(encoder, points, boxes, masks)  # type: ignore[arg-type]
         if _pays(sparse, decoder):
-            prepared = _prepared(kept, encoder, decoder, features, image, same_everywhere(drawn.dense), True)
+            prepared = _prepared(kept, watch, encoder, decoder, features, image, same_everywhere(drawn.dense), True)
             return Prompted(encoder, decoder, image, sparse, drawn, prepared)
     sparse, dense = encoder(points, boxes, masks)
     dense = encoder.ground(dense, image)
-    if not can or not _pays(sparse, decoder):
+    if watch is None or not _pays(sparse, decoder):
         return Prompted(encoder, decoder, image, sparse, dense, None)
-    prepared = _prepared(kept, encoder, decoder, features, image, same_everywhere(dense), False)
+    prepared = _prepared(kept, watch, encoder, decoder, features, image, same_everywhere(dense), False)
     return Prompted(encoder, decoder, image, sparse, dense, prepared)
 
 
@@ -106,6 +103,7 @@ def _pays(sparse: torch.Tensor, decoder: MaskDecoder) -> bool:
 
 def _prepared(
     kept: PreparedImages,
+    watch: DecoderWatch,
     encoder: PromptEncoder,
     decoder: MaskDecoder,
     features: torch.Tensor,
@@ -117,5 +115,5 @@ def _prepared(
         mixer = PreparedMixer(encoder, image, everywhere) if draws else None  # type: ignore[arg-type]
         return PreparedDecoder(decoder, image, encoder.get_dense_pe(), everywhere, mixer)
 
-    state = kept.weights(encoder, decoder), None if everywhere is None else tuple(everywhere.tolist())
+    state = watch, None if everywhere is None else tuple(everywhere.tolist())
     return kept.get(features, state, prepare)

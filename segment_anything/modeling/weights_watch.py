@@ -28,7 +28,7 @@ class WeightsWatch:
         self._states = self._seen()
 
     def __reduce__(self) -> tuple[type["WeightsWatch"], tuple[nn.Module, ...]]:
-        return WeightsWatch, self.modules
+        return type(self), self.modules
 
     def unchanged(self) -> bool:
         """Whether no weight was written to or replaced, and no module put in, taken out or exchanged, since then."""
