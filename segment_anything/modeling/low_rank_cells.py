@@ -115,12 +115,16 @@ class Variance:
         """What an object's rows carry, centred (R, C) -> (N,), the sum of its cells' squares over C, by r^2."""
         rows = cells.rows
         pieces = rows.unflatten(1, (math.gcd(rows.shape[1], PIECES), -1)).transpose(0, 1)
-        products = torch.bmm((carried @ carried.T).expand(len(pieces), -1, -1), pieces)
-        parts = products.chunk(len(self.told), dim=1)
-        for told, values, part in zip(self.told, cells.values, parts, strict=True):
-            told.add_twice(values, part)
-        squares = products.mul_(pieces).sum(dim=1).flatten()
-        return squares.add_(self.squares).clamp_(min=0)  # rounding of a cell that is all one value
+        size = len(rows) // len(self.told)
+        total = self.squares.clone()
+        for index, (told, values) in enumerate(zip(self.told, cells.values, strict=True)):
+            start, end = index * size, (index + 1) * size
+            weights = carried[start:end] @ carried[start:].T
+            weights[:, size:] *= 2  # of two blocks each with the other
+            products = torch.bmm(weights.expand(len(pieces), -1, -1), pieces[:, start:])
+            told.add_twice(values, products)
+            total += products.mul_(pieces[:, start:end]).sum(dim=1).flatten()
+        return total.clamp_(min=0)  # rounding of a cell that is all one value
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,7 +39,7 @@ class WeightsWatch:
         )
 
     def _found(self) -> list[object]:
-        return list(chain.from_iterable(table.values() for table in self._tables))
+        return list(chain.from_iterable(map(dict.values, self._tables)))
 
     def _seen(self) -> tuple[list[int], list[int]]:
         """As `tensor_states`, faster."""
