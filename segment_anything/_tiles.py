@@ -145,8 +145,9 @@ class TileGrid:
         """Which tiles of the masks (n, L, L) are full, and which have to be computed: (n, down, across) each."""
         logits = logits[:, : self.y.end, : self.x.end]
         margin = np.float32(MARGIN) * np.abs(logits).max(axis=(1, 2), keepdims=True)
-        kinds = (logits > threshold + margin), (logits <= threshold - margin)
-        full, empty = (self._reduced_both(kind, np.logical_and) for kind in kinds)
+        kinds: Flags = np.concatenate([logits > threshold + margin, logits <= threshold - margin])
+        judged: Flags = self._reduced_both(kinds, np.logical_and)
+        full, empty = judged[: len(logits)], judged[len(logits) :]
         return full, ~(full | empty)
 
     def whole_rows(self, logits: Floats, wanted: Flags) -> Iterator[tuple[int, int, Floats]]:

@@ -118,7 +118,8 @@ def test_masks_are_upscaled_in_every_type(dtype: torch.dtype) -> None:
     cells, tokens = torch.randn(1, 64, 128, dtype=dtype), torch.randn(1, 4, 128, dtype=dtype)
     upscaler = Upscaler(decoder, (8, 8))
     kernels = upscaler.kernels(tokens[:, 1:], slice(1, None))[0]
-    found = upscaler(lambda *part: linear(cells.view(8, 8, -1)[part].flatten(0, 1), *upscaler.first), kernels)
+    found = upscaler.room(3, kernels)
+    upscaler(lambda *part: linear(cells.view(8, 8, -1)[part].flatten(0, 1), *upscaler.first), kernels, found)
     expected = decoder.upscale(cells, (8, 8), tokens)[0, 1:]
     rough = dtype == torch.bfloat16
     assert found.dtype == expected.dtype == (torch.float32 if rough else dtype)

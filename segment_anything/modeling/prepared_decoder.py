@@ -15,7 +15,7 @@ Segment Anything, https://arxiv.org/abs/2304.02643, appendix A "Lightweight mask
 Letters: B objects, T tokens, N = g * g image cells, C width, M heads, d head width, K masks of an object.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -147,13 +147,12 @@ class PreparedDecoder:
         Returns:
             Masks (B, K', 4g, 4g) and predicted IoU (B, K').
         """
-        masks: list[torch.Tensor] = []
-        ious = []
+        masks, ious = [], []
         for tokens, objects in self._transformed(sparse, dense, chosen):
             ious.append(self.decoder.predict_iou(tokens[:, 0])[:, chosen])
             kernels = self.upscaler.kernels(tokens[:, 1:], chosen)
-            masks.extend(self._masks(objects, i, own) for i, own in enumerate(kernels))
-        return torch.stack(masks), torch.cat(ious)
+            masks.append(self._masks(objects, range(len(kernels)), list(kernels)).unflatten(0, kernels.shape[:2]))
+        return _joined(masks), torch.cat(ious)
 
     @torch.no_grad()
     def predict_masks_above(
@@ -184,20 +183,29 @@ class PreparedDecoder:
             rows = passed.any(dim=1).nonzero()[:, 0].tolist()
             if rows:
                 kernels = self.upscaler.kernels(tokens[rows, 1:], chosen)
-                masks.extend(self._masks(objects, i, kernels[j, passed[i]], seen_hw) for j, i in enumerate(rows))
+                wanted = [kernels[j, passed[i]] for j, i in enumerate(rows)]
+                masks.append(self._masks(objects, rows, wanted, seen_hw))
             places.append(passed.nonzero() + torch.tensor([done, 0], device=passed.device))
             ious.append(iou)
             done += len(iou)
         side_hw = 4 * self.size_hw[0], 4 * self.size_hw[1]
         if not masks:
             masks = [self.whole.cells.new_empty((0, *side_hw))]
-        return torch.cat(masks), torch.cat(places), torch.cat(ious)
+        return _joined(masks), torch.cat(places), torch.cat(ious)
 
     def _masks(
-        self, objects: Objects, index: int, kernels: torch.Tensor, seen_hw: tuple[int, int] | None = None
+        self,
+        objects: Objects,
+        indices: Sequence[int],
+        kernels: Sequence[torch.Tensor],
+        seen_hw: tuple[int, int] | None = None,
     ) -> torch.Tensor:
-        """Masks (K, 4g, 4g) of an object by its kernels (K, C / 8)."""
-        return self.upscaler(objects.first_layer(index, self.upscaler), kernels, seen_hw)
+        """Masks (P, 4g, 4g) of some of the objects, one after the other, by the kernels (K, C / 8) of each."""
+        counts = [len(own) for own in kernels]
+        masks = self.upscaler.room(sum(counts), kernels[0], seen_hw)
+        for index, own, part in zip(indices, kernels, masks.split(counts), strict=True):
+            self.upscaler(objects.first_layer(index, self.upscaler), own, part, seen_hw)
+        return masks
 
     def _transformed(
         self, sparse: torch.Tensor, dense: torch.Tensor | Drawn, chosen: slice
@@ -246,6 +254,10 @@ class PreparedDecoder:
             coarse = self.mixer.coarse(dense)
             return WholeObjects(self.whole, parts, [self.mixer.cells(dense[part], coarse[part]) for part in parts])
         return WholeObjects(self.whole, parts, [cells + _as_cells(dense[part]) for part in parts])
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _as_cells(maps: torch.Tensor) -> torch.Tensor:

@@ -45,39 +45,50 @@ class Upscaler:
             x = torch.baddbmm(bias[chosen], x, weight[chosen].transpose(1, 2))
         return x.transpose(0, 1).contiguous()
 
+    def room(self, count: int, kernels: torch.Tensor, seen_hw: tuple[int, int] | None = None) -> torch.Tensor:
+        """Memory for so many masks (P, 4g, 4g) by such kernels; 0 where they are not wanted.
+
+        Args:
+            count: P, of one object or more.
+            kernels: (K, C / 8) of one of them; of half precision they make masks of float32.
+            seen_hw: rows and columns of cells that are wanted, from the top left; None for all.
+        """
+        dtype = torch.float32 if kernels.dtype in HALF else kernels.dtype  # logits keep their digits
+        shape = count, 4 * self.size_hw[0], 4 * self.size_hw[1]
+        is_whole = seen_hw is None or seen_hw == self.size_hw
+        return kernels.new_empty(shape, dtype=dtype) if is_whole else kernels.new_zeros(shape, dtype=dtype)
+
     def __call__(
-        self, first_layer: FirstLayer, kernels: torch.Tensor, seen_hw: tuple[int, int] | None = None
-    ) -> torch.Tensor:
+        self,
+        first_layer: FirstLayer,
+        kernels: torch.Tensor,
+        out: torch.Tensor,
+        seen_hw: tuple[int, int] | None = None,
+    ) -> None:
         """Masks of one object.
 
         Args:
             first_layer: of its cells.
             kernels: (K, C / 8).
+            out: (K, 4g, 4g) from `room`, where the logits go.
             seen_hw: rows and columns of cells that are wanted, from the top left; None for all.
-
-        Returns:
-            Logits (K, 4g, 4g), 0 where they are not wanted.
         """
         (height, width), count = self.size_hw, len(kernels)
         rows, columns = seen_hw or self.size_hw
-        dtype = torch.float32 if kernels.dtype in HALF else kernels.dtype  # logits keep their digits
         shape = count, height, 2, 2, width, 2, 2  # y, its child, its grandchild, x, ...
-        is_whole = (rows, columns) == self.size_hw
-        out = kernels.new_empty(shape, dtype=dtype) if is_whole else kernels.new_zeros(shape, dtype=dtype)
-        pairs = _as_pairs(out)[:, :rows, :, :, :columns]
-        own = kernels.to(dtype)
+        pairs = _as_pairs(out.view(shape))[:, :rows, :, :, :columns]
+        own = kernels.to(out.dtype)
         for row in range(0, rows, self.rows):
             part = slice(row, min(row + self.rows, rows))
             cells = first_layer(part, slice(columns))
             x = cells.view(len(cells) * 4, -1)
             x = activate(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps), self.act1)
             x = linear(x, *self.second, self.act2).view(len(cells) * 16, -1)
-            x = x.to(dtype).view(part.stop - row, columns * 16, -1)
+            x = x.to(out.dtype).view(part.stop - row, columns * 16, -1)
             masks = torch.bmm(own.expand(len(x), -1, -1), x.transpose(1, 2)).view(
                 -1, count, columns, 2, 2, 2, 2
             )  # y K x, child y x, grandchild y x
             pairs[:, part] = _as_pairs(masks).permute(1, 0, 3, 5, 2, 4, 6)
-        return out.view(count, 4 * height, 4 * width)
 
 
 def are_alike(mlps: Iterable[nn.Module]) -> bool:

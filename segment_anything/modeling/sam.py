@@ -189,12 +189,11 @@ class Sam(SamNetworks):
             side = self.mask_input_size
             empty = torch.empty((0, count, side, side), device=self.device)
             return Decoded(empty, torch.empty((0, count), device=self.device), embedding.geometry)
+        if len(parts) == 1:
+            return Decoded(*parts[0][1:], embedding.geometry)
         order = torch.tensor([index for batch, _, _ in parts for index in batch]).argsort().to(self.device)
-        low_res = torch.cat([part[1] for part in parts])
-        iou = torch.cat([part[2] for part in parts])
-        return Decoded(
-            low_res if len(parts) == 1 else low_res[order], iou if len(parts) == 1 else iou[order], embedding.geometry
-        )
+        low_res, iou = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+        return Decoded(low_res[order], iou[order], embedding.geometry)
 
     def decode_above(
         self,

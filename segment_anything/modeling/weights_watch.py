@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,9 @@ class WeightsWatch:
         """Args: modules: to watch, with all that is inside them."""
         self.modules = modules
         self._inside = list(chain.from_iterable(module.modules() for module in modules))
-        self._tables = [table for m in self._inside for table in (m._parameters, m._buffers, m._modules)]
+        self._tables: list[dict[str, Any]] = [
+            table for m in self._inside for table in (m._parameters, m._buffers, m._modules)
+        ]
         self._sizes = list(map(len, self._tables))
         self._entries = self._found()  # held here, so that nothing new can have the address of one of them
         self.tensors = [value for value in self._entries if isinstance(value, torch.Tensor)]
