@@ -29,8 +29,8 @@ TILES_AT_ONCE = 256
 """Tiles computed together: 2 MiB of float32, so that their thresholds are counted while they are in the cache."""
 CROWDED = 0.7
 """Share of a row of tiles above which all of it is drawn: many small products cost more than a long one."""
-PIXELS_FOR_THREADS = 2**21
-"""Masks of more pixels are drawn by several threads."""
+PIXELS_FOR_THREADS = 2**26
+"""Masks of more pixels are drawn by several threads: to begin with them takes a millisecond or two."""
 MARGIN = 1e-5
 """Logits this close to a threshold, as a share of their size, are computed rather than judged by their neighbours."""
 

@@ -16,6 +16,9 @@ from torch import nn
 
 from segment_anything.modeling.linear import is_watched
 
+PIECES = 16
+"""Of an object's cells, in `scores`."""
+
 
 class Projections(Protocol):
     """What is asked of an `Attention` here."""
@@ -91,6 +94,20 @@ class Heads:
         joined = values.permute(1, 0, 2).flatten(1) + self.module.v_proj.bias  # BT I
         projected: torch.Tensor = self.module.out_proj(joined)
         return projected.view(count, -1, projected.shape[1])
+
+
+def scores(tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Carried tokens (b, R, C) times cells (b, N, C) -> (b, R, N), without gradients.
+
+    On a CPU one object's cells are taken in pieces: MKL shares out whole products of a batch among its threads, and
+    hardly the inside of one that is so thin (docs/log.md).
+    """
+    count = math.gcd(cells.shape[1], PIECES)
+    if len(cells) > 1 or cells.device.type != "cpu" or count == 1:
+        return torch.bmm(tokens, cells.transpose(1, 2))
+    pieces = cells.view(count, -1, cells.shape[2])
+    found = torch.bmm(tokens.expand(count, -1, -1), pieces.transpose(1, 2))  # pieces R N / pieces
+    return found.transpose(0, 1).reshape(1, tokens.shape[1], -1)
 
 
 def can_carry(module: Projections, tokens: int, cells: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from segment_anything.modeling.carried_attention import Heads
+from segment_anything.modeling.carried_attention import Heads, scores
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 
 
@@ -93,12 +93,12 @@ class Update:
         """(b or 1, N, C) cells and their position code -> (b, M * T, N): each cell's and head's share of each token."""
         if self.known is not None:
             keys = self.keys[:, part]  # M b T d
-            scores = torch.bmm(keys.flatten(1, 2), self.known).view(*keys.shape[:3], -1)  # M b T N
-            shares: torch.Tensor = scores.softmax(dim=2)
+            shared = torch.bmm(keys.flatten(1, 2), self.known).view(*keys.shape[:3], -1)  # M b T N
+            shares: torch.Tensor = shared.softmax(dim=2)
             return shares.transpose(0, 1).flatten(1, 2)
         assert self.offset is not None
-        scores = torch.bmm(self.keys[part], (cells + code).transpose(1, 2)).add_(self.offset[part])
-        return scores.view(len(scores), self.heads, -1, scores.shape[2]).softmax(dim=2).view(scores.shape)
+        found = scores(self.keys[part], cells + code).add_(self.offset[part])
+        return found.view(len(found), self.heads, -1, found.shape[2]).softmax(dim=2).view(found.shape)
 
     def apply(self, part: slice, cells: torch.Tensor, code: torch.Tensor, in_place: bool) -> torch.Tensor:
         """The cells (b or 1, N, C) after the update."""

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from segment_anything.modeling.carried_attention import Heads
+from segment_anything.modeling.carried_attention import Heads, scores
 from segment_anything.modeling.linear import linear
 from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_attention import Block, Update
@@ -88,7 +88,7 @@ class WholeObjects:
             self.cells[i] = self._told.apply(self.parts[i], self.cells[i], self.image.code, in_place=is_own)
         cells = self.cells[i]
         coded = cells + self.image.code
-        return torch.bmm(torch.bmm(carried, coded.transpose(1, 2)).softmax(dim=-1), cells)
+        return torch.bmm(scores(carried, coded).softmax(dim=-1), cells)
 
 
 def _first_layer(cells: torch.Tensor, upscaler: Upscaler, rows: slice, columns: slice) -> torch.Tensor:
