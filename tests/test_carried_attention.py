@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from segment_anything.modeling.carried_attention import can_carry, cells_to_tokens, tokens_to_cells
+from segment_anything.modeling.carried_attention import can_carry, cells_to_tokens, scores, tokens_to_cells
 from segment_anything.modeling.lora import add_lora
 from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 
@@ -93,3 +93,10 @@ def test_layers_that_somebody_changed_are_called_as_they_are() -> None:
     replaced.out_proj = nn.Sequential(replaced.out_proj)
     assert not can_carry(watched, tokens=4, cells=CELLS)
     assert not can_carry(replaced, tokens=4, cells=CELLS)
+
+
+@pytest.mark.parametrize("objects", [1, 3])
+@pytest.mark.parametrize("cells", [64, 48, 49, 1])
+def test_scores_are_products_in_however_many_pieces(objects: int, cells: int) -> None:
+    tokens, image = torch.randn(objects, 5, 8).double(), torch.randn(objects, cells, 8).double()
+    torch.testing.assert_close(scores(tokens, image), torch.einsum("brc,bnc->brn", tokens, image))

@@ -20,6 +20,7 @@ from segment_anything.geometry import ImageGeometry
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from segment_anything.modeling.decoded import upscale_masks
 from segment_anything.modeling.low_rank_cells import LowRankObjects
+from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_decoder import (
     PreparedDecoder,
@@ -221,6 +222,30 @@ def test_decoders_that_compute_something_else_are_not_prepared() -> None:
     replaced = copy.deepcopy(plain)
     replaced.transformer.layers[0].mlp.lin1 = nn.Sequential(nn.Linear(32, 48), nn.Dropout())
     assert not can_prepare(replaced)
+    unlike = copy.deepcopy(plain)
+    unlike.output_hypernetworks_mlps[1] = MLP(32, 48, 4, 3).double()
+    assert not can_prepare(unlike)
+    squashed = copy.deepcopy(plain)
+    squashed.output_hypernetworks_mlps[1] = MLP(32, 32, 4, 3, sigmoid_output=True).double()
+    assert not can_prepare(squashed)
+
+
+@torch.no_grad()
+def test_a_hook_put_on_a_decoder_is_called_until_it_is_taken_away() -> None:
+    sam = load_sam("vit_t", "random", image_size=64)
+    embedding = sam.encode(image())
+    before = sam.decode(embedding, MIXED[0]).low_res_logits
+    calls: list[nn.Module] = []
+    hook = sam.mask_decoder.transformer.get_submodule("layers.1.mlp").register_forward_hook(
+        lambda module, args, out: calls.append(module)
+    )
+    during = sam.decode(embedding, MIXED[0]).low_res_logits
+    assert len(calls) == 1
+    hook.remove()
+    after = sam.decode(embedding, MIXED[0]).low_res_logits
+    assert len(calls) == 1
+    assert torch.equal(after, before)
+    torch.testing.assert_close(during, before, rtol=1e-3, atol=1e-4)
 
 
 def test_up_to_eleven_tokens_are_carried_over_at_the_published_sizes() -> None:

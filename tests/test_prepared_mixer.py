@@ -135,6 +135,23 @@ def test_a_product_with_its_activation_is_the_two_in_turn(activation: nn.Module 
     torch.testing.assert_close(linear(x, weight, bias, activation), expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(7, 256), (2, 5, 256), (64, 256), (65, 256)])
+def test_few_rows_meet_a_large_weight_in_pieces(shape: tuple[int, ...]) -> None:
+    x, weight, bias = torch.randn(shape), torch.randn(2048, 256), torch.randn(2048)
+    threads = torch.get_num_threads()
+    try:
+        for some in (1, 2):
+            torch.set_num_threads(some)
+            expected = nn.functional.linear(x.double(), weight.double(), bias.double())
+            torch.testing.assert_close(linear(x, weight, bias).double(), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                linear(x, weight, bias, nn.ReLU()).double(), expected.relu(), rtol=1e-4, atol=1e-4
+            )
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_parts_of_drawn_prompts_are_of_the_same_objects() -> None:
     drawn = Drawn(torch.arange(3.0).view(3, 1, 1, 1), torch.arange(3.0).view(3, 1, 1, 1) + 10)
     assert drawn[1:].hidden.flatten().tolist() == [1, 2]

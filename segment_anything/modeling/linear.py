@@ -6,7 +6,7 @@ still in the cache. It is called for one layer at a time: no setting of PyTorch 
 """
 
 from functools import lru_cache
-from math import prod
+from math import gcd, prod
 
 import torch
 from torch import nn
@@ -22,6 +22,11 @@ KEPT_BYTES = 2**25
 """Above this the C library maps a tensor anew each time, and its pages are faulted in one by one."""
 PIECE_BYTES = 2**23
 """Of a hidden layer that would be larger."""
+
+FEW_ROWS = 64
+LARGE_WEIGHT = 2**19
+"""Numbers of a weight that is worth being shared out among threads, in so many pieces."""
+PIECES = 16
 
 
 def apply_linear(layer: nn.Module, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
@@ -60,6 +65,8 @@ def linear(
     """`activation(torch.nn.functional.linear(x, weight, bias))`."""
     if not _is_fast(x):
         out = nn.functional.linear(x, weight, bias)
+    elif prod(x.shape[:-1]) <= FEW_ROWS:
+        out = _of_few_rows(x, weight, bias)
     else:
         fused = None if activation is None else _fused(activation)
         name, how = fused or ("none", "")
@@ -68,6 +75,20 @@ def linear(
         out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], how)
         activation = None if fused else activation
     return out if activation is None else activate(out, activation)
+
+
+def _of_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Of a few tokens, for whom weights are read more than computed with: here MKL is faster, large ones in pieces.
+
+    MKL shares out the products of a batch among its threads, and hardly the inside of one that is so thin.
+    """
+    count = gcd(len(weight), PIECES)
+    if bias is None or weight.numel() < LARGE_WEIGHT or torch.get_num_threads() == 1 or count == 1:
+        return nn.functional.linear(x, weight, bias)
+    rows = x.reshape(1, -1, x.shape[-1]).expand(count, -1, -1)
+    pieces = weight.unflatten(0, (count, -1)).transpose(1, 2)
+    out = torch.baddbmm(bias.view(count, 1, -1), rows, pieces)  # pieces rows out / pieces
+    return out.transpose(0, 1).reshape(*x.shape[:-1], -1)
 
 
 def activate(x: torch.Tensor, activation: nn.Module) -> torch.Tensor:
