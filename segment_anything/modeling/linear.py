@@ -1,4 +1,4 @@
-"""Linear layers without gradients on an x86 CPU, through oneDNN instead of MKL.
+"""Linear layers without gradients on an x86 CPU, through oneDNN instead of MKL unless their input has few rows.
 
 PyTorch hands float32 matrix products to MKL. oneDNN, which is part of PyTorch too, is faster on the sizes of an image
 encoder (1.1 times on an AMD Zen 4, measured in docs/performance.md), and applies the activation while the product is
@@ -24,6 +24,7 @@ PIECE_BYTES = 2**23
 """Of a hidden layer that would be larger."""
 
 FEW_ROWS = 64
+"""Up to so many, MKL is faster (docs/log.md)."""
 LARGE_WEIGHT = 2**19
 """Numbers of a weight that is worth being shared out among threads, in so many pieces."""
 PIECES = 16
@@ -78,9 +79,8 @@ def linear(
 
 
 def _of_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Of a few tokens, for whom weights are read more than computed with: here MKL is faster, large ones in pieces.
-
-    MKL shares out the products of a batch among its threads, and hardly the inside of one that is so thin.
+    """A linear layer of a few tokens, by MKL, which shares out the products of a batch among its threads, and hardly
+    the inside of one so thin: a large weight is taken in pieces.
     """
     count = gcd(len(weight), PIECES)
     if bias is None or weight.numel() < LARGE_WEIGHT or torch.get_num_threads() == 1 or count == 1:

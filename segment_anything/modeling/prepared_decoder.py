@@ -57,6 +57,7 @@ def is_known(decoder: nn.Module) -> bool:
     return (
         bool(decoder.transformer.layers)
         and all(type(module) in _KNOWN for module in decoder.modules())
+        and all(module.bias is not None for module in decoder.modules() if isinstance(module, nn.Linear))
         and are_alike(decoder.output_hypernetworks_mlps)
     )
 
