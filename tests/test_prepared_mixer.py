@@ -128,8 +128,9 @@ def test_masks_are_upscaled_in_every_type(dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ReLU(), nn.SiLU(), None])
-def test_a_product_with_its_activation_is_the_two_in_turn(activation: nn.Module | None) -> None:
-    x, weight, bias = torch.randn(5, 7, 16), torch.randn(24, 16), torch.randn(24)
+@pytest.mark.parametrize("rows", [5, 20], ids=["few", "many"])  # 7 times as many, and few are up to 64
+def test_a_product_with_its_activation_is_the_two_in_turn(activation: nn.Module | None, rows: int) -> None:
+    x, weight, bias = torch.randn(rows, 7, 16), torch.randn(24, 16), torch.randn(24)
     expected = nn.functional.linear(x, weight, bias)
     expected = expected if activation is None else activation(expected)
     torch.testing.assert_close(linear(x, weight, bias, activation), expected)
@@ -145,6 +146,8 @@ def test_few_rows_meet_a_large_weight_in_pieces(shape: tuple[int, ...]) -> None:
             torch.set_num_threads(some)
             expected = nn.functional.linear(x.double(), weight.double(), bias.double())
             torch.testing.assert_close(linear(x, weight, bias).double(), expected, rtol=1e-4, atol=1e-4)
+            without = linear(x, weight, None).double()
+            torch.testing.assert_close(without, expected - bias.double(), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(
                 linear(x, weight, bias, nn.ReLU()).double(), expected.relu(), rtol=1e-4, atol=1e-4
             )

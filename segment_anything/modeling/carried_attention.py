@@ -14,10 +14,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from segment_anything.modeling.linear import is_watched
-
-PIECES = 16
-"""Of an object's cells, in `scores`."""
+from segment_anything.modeling.linear import is_watched, thin_product
 
 
 class Projections(Protocol):
@@ -97,17 +94,10 @@ class Heads:
 
 
 def scores(tokens: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """Carried tokens (b, R, C) times cells (b, N, C) -> (b, R, N), without gradients.
-
-    On a CPU one object's cells are taken in pieces: MKL shares out whole products of a batch among its threads, and
-    hardly the inside of one that is so thin (docs/log.md).
-    """
-    count = math.gcd(cells.shape[1], PIECES)
-    if len(cells) > 1 or cells.device.type != "cpu" or count == 1:
+    """Carried tokens (b, R, C) times cells (b, N, C) -> (b, R, N), without gradients."""
+    if len(cells) > 1 or cells.device.type != "cpu":
         return torch.bmm(tokens, cells.transpose(1, 2))
-    pieces = cells.view(count, -1, cells.shape[2])
-    found = torch.bmm(tokens.expand(count, -1, -1), pieces.transpose(1, 2))  # pieces R N / pieces
-    return found.transpose(0, 1).reshape(1, tokens.shape[1], -1)
+    return thin_product(tokens[0], cells[0])[None]
 
 
 def can_carry(module: Projections, tokens: int, cells: int) -> bool:

@@ -26,8 +26,9 @@ PIECE_BYTES = 2**23
 FEW_ROWS = 64
 """Up to so many, MKL is faster (docs/log.md)."""
 LARGE_WEIGHT = 2**19
-"""Numbers of a weight that is worth being shared out among threads, in so many pieces."""
+"""Numbers of a weight that is worth being shared out among threads."""
 PIECES = 16
+"""Of the longer factor of a `thin_product`."""
 
 
 def apply_linear(layer: nn.Module, x: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
@@ -78,17 +79,23 @@ def linear(
     return out if activation is None else activate(out, activation)
 
 
-def _of_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """A linear layer of a few tokens, by MKL, which shares out the products of a batch among its threads, and hardly
-    the inside of one so thin: a large weight is taken in pieces.
+def thin_product(few: torch.Tensor, many: torch.Tensor) -> torch.Tensor:
+    """Few rows (R, C) times many (N, C), on a CPU -> (R, N).
+
+    MKL shares out the products of a batch among its threads, and hardly the inside of one so thin (docs/log.md): the
+    many are taken in pieces.
     """
-    count = gcd(len(weight), PIECES)
-    if bias is None or weight.numel() < LARGE_WEIGHT or torch.get_num_threads() == 1 or count == 1:
+    pieces = many.unflatten(0, (gcd(len(many), PIECES), -1))
+    found = torch.bmm(few.expand(len(pieces), -1, -1), pieces.transpose(1, 2))  # pieces R N / pieces
+    return found.transpose(0, 1).reshape(len(few), -1)
+
+
+def _of_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A linear layer of a few tokens by MKL."""
+    if weight.numel() < LARGE_WEIGHT or torch.get_num_threads() == 1:
         return nn.functional.linear(x, weight, bias)
-    rows = x.reshape(1, -1, x.shape[-1]).expand(count, -1, -1)
-    pieces = weight.unflatten(0, (count, -1)).transpose(1, 2)
-    out = torch.baddbmm(bias.view(count, 1, -1), rows, pieces)  # pieces rows out / pieces
-    return out.transpose(0, 1).reshape(*x.shape[:-1], -1)
+    out = thin_product(x.reshape(-1, x.shape[-1]), weight)
+    return (out if bias is None else out.add_(bias)).view(*x.shape[:-1], -1)
 
 
 def activate(x: torch.Tensor, activation: nn.Module) -> torch.Tensor:
