@@ -151,15 +151,12 @@ def test_int8_is_refused_elsewhere_than_on_a_cpu() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("size_hw", "score_bytes"), [((5, 7), 8 * 2**20), ((6, 6), 999)])
-def test_attention_in_bfloat16_is_that_of_float32_but_for_rounding(
-    size_hw: tuple[int, int], score_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("segment_anything.modeling.attention.SCORE_BYTES", score_bytes)
+def test_attention_in_bfloat16_is_that_of_float32_but_for_rounding(size_hw: tuple[int, int], score_bytes: int) -> None:
     torch.manual_seed(0)
     height, width = size_hw
     q, k, v = (torch.randn(2, 3, height * width, 16).bfloat16() for _ in range(3))
     tables = [torch.randn(2 * side - 1, 16).bfloat16() for side in size_hw]
-    found = relative_attention(q, k, v, size_hw, *tables)
+    found = relative_attention(q, k, v, size_hw, *tables, score_bytes)
     with torch.enable_grad():  # the plain way
         exact = relative_attention(q.float(), k.float(), v.float(), size_hw, *(table.float() for table in tables))
     assert found.dtype == torch.bfloat16

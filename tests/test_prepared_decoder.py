@@ -251,6 +251,24 @@ def test_a_hook_put_on_a_decoder_is_called_until_it_is_taken_away() -> None:
     torch.testing.assert_close(during, before, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 9], ids=["one object", "several batches"])
+def test_what_is_decoded_without_gradients_may_be_written_on_and_learnt_from(count: int) -> None:
+    sam = load_sam("vit_t", "random", image_size=64)
+    clicks = Prompts.from_points(np.random.default_rng(2).uniform(0, 48, (count, 2)))
+    with torch.no_grad():
+        embedding = sam.encode(image())
+        decoded = sam.decode(embedding, clicks)
+        above, places = sam.decode_above(embedding, clicks, -1e9)
+    given = [one for each in (decoded, above) for one in (each.low_res_logits, each.iou_predictions)]
+    assert not any(one.is_inference() for one in [*given, places])
+    for one in given:
+        factor = torch.ones((), requires_grad=True)
+        one.add_(1)
+        (factor * one).sum().backward()
+        assert factor.grad is not None
+        assert factor.grad == one.sum()
+
+
 def test_up_to_eleven_tokens_are_carried_over_at_the_published_sizes() -> None:
     assert most_prompt_tokens(published()) == 11
 
