@@ -243,8 +243,9 @@ def _checked_labels(labels: Any, points_xy: FloatArray | None) -> npt.NDArray[np
             f"point_labels must have shape ({len(points_xy)},), one for each point, got shape {array.shape}: "
             f"for {len(points_xy)} points on the object it is np.ones({len(points_xy)})."
         )
-    if not np.isin(array, (0, 1)).all():
-        wrong = array[~np.isin(array, (0, 1))][0]
+    is_known = (array == 0) | (array == 1)
+    if not is_known.all():
+        wrong = array[~is_known][0]
         raise ValueError(
             f"point_labels must be 1 (on the object) or 0 (background), got {wrong:g} among them. "
             "Padding is not needed: every object may have another number of points."

@@ -7,20 +7,21 @@ factor a cell. So before any block, the N x C cells of an object that has no mas
 
 with Y the image's, r a factor a cell, S the attention weights of all blocks so far, D what they carry. One block on:
 
-    x    = r * (Y + S' D) + A' V = r * (Y + [S; A / r]' [D; V])         weights A, values V
-    r    = f * r                                                        f: one over the deviation of each cell of x
-    S    = [S; A / r; 1 / f r]                                          r as it was
-    Y, D = g * centred(Y), [g * centred(D); g * centred(V); b]          g, b: the norm's weight and bias
+    x       = r * (Y + S' D) + A' V = r * (Y + [S; A / r]' [D; V])      weights A, values V
+    1 / r^2 = variance(Y + [S; A / r]' [D; V]) + epsilon / r^2          r as it was; epsilon the norm's
+    S       = [S; A / r; 1 / r]                                         r as it was, then as it is
+    Y, D    = g * centred(Y), [g * centred(D); g * centred(V); b]       g, b: the norm's weight and bias
 
 The last row of S is 1 / r: what it carries is told to all cells alike. The weights of a head sum to 1, so its last
-token needs no row: V of the others becomes what they differ from it, and the last row carries the rest.
+token needs no row: V of the others becomes what they differ from it, and the last row carries the rest. V and D are
+linear in the few values of each head and token, with weights that are known once the model is (`Carried`).
 
 Every product of the cells with weights, W' x, is then a product with W' Y, which is computed once an image, and one
 with S, which has 49 rows for each block of the published decoder (8 heads, 7 tokens) instead of 256 columns. The
 deviation needs no cells either: it is made of |Y|^2, Y V' and V V'. Exact in real arithmetic; `TwoWayTransformer` is
 the definition (Segment Anything, https://arxiv.org/abs/2304.02643, appendix A "Lightweight mask decoder").
 
-Letters: B objects, T tokens, N image cells, C width, M heads, d head width, R rows of S.
+Letters: B objects, T tokens, N image cells, C width, M heads, d head width, R rows of S, L blocks so far.
 """
 
 import math
@@ -50,7 +51,7 @@ def most_tokens(blocks: Sequence[Block]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The image's side of the scores between tokens and cells."""
+    """The image's side of the scores between tokens and cells, scaled."""
 
     heads: torch.Tensor
     """(M, d, C), the cells' projection."""
@@ -64,42 +65,51 @@ class Scores:
         heads: torch.Tensor, bias: torch.Tensor | None, shared: torch.Tensor, code: torch.Tensor, is_first: bool
     ) -> "Scores":
         """Args: heads: (M, d, C); bias: (M * d,); shared: Y (N, C); code: (N, C)."""
+        scale = 1 / math.sqrt(heads.shape[1])
+        heads = heads * scale
         coded = _project(heads, shared + code if is_first else code)
         if bias is not None:
-            coded += bias.view(len(heads), -1, 1)
+            coded.add_(bias.view(len(heads), -1, 1), alpha=scale)
         return Scores(heads, coded, None) if is_first else Scores(heads, _project(heads, shared), coded)
 
     def __call__(self, tokens: torch.Tensor, cells: "LowRankCells") -> torch.Tensor:
-        """Tokens projected and scaled (M, T, d) -> (M, T, N)."""
+        """Tokens projected (M, T, d) -> (M, T, N)."""
         scores = torch.bmm(tokens, self.shared)
         if self.code is not None:
-            scores.view(-1, scores.shape[2]).addmm_((tokens @ self.heads).flatten(0, 1) @ cells.carried.T, cells.rows)
+            own = torch.bmm(tokens, self.heads).view(-1, self.heads.shape[2])  # M T, C
+            scores.view(len(own), -1).addmm_(own @ cells.carried.T, cells.rows)
             scores.mul_(cells.factors).baddbmm_(tokens, self.code)
         return scores
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """What the tokens of a block tell the cells, as it is carried at some level, centred, in products with Y (N, C)."""
+class Carried:
+    """What the tokens of the blocks so far tell all cells, behind some weights: linear in their values."""
 
-    values: torch.Tensor
-    """Of values through the output's weights (M, d, N)."""
-    constant: torch.Tensor
-    """Of the output's bias, and that of the norm before the block (N,)."""
+    weights: torch.Tensor
+    """Of the values (L * M, d, W)."""
+    constants: torch.Tensor
+    """Of the output's bias, and that of the norm before each block (L, W)."""
 
-    def add_twice(self, values: torch.Tensor, out: torch.Tensor) -> None:
-        """Twice the products of an object's values (M, T, d): of the last token, and of how the others differ.
+    @staticmethod
+    def of(told: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> "Carried":
+        """Args: told: weights (M, d, W) and constant (W,) of each block."""
+        return Carried(torch.cat([weights for weights, _ in told]), torch.stack([constant for _, constant in told]))
 
-        Args:
-            values: of an object.
-            out: (pieces, 1 + M (T - 1), N / pieces), to be added to.
+    def parts(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of values (L * M, T, d) as `LowRankObjects` has them.
+
+        Returns:
+            What all cells are told alike (L, W), and what the tokens of each head tell (L, M, T, W), the last of which
+            is in the first already.
         """
-        heads, tokens, _ = values.shape
-        pieces, _, size = out.shape
-        products = torch.bmm(values, self.values)  # M T N
-        out[:, 0].add_(products[:, -1].sum(dim=0).add_(self.constant).view(pieces, size), alpha=2)
-        others = products.view(heads, tokens, pieces, size)[:, :-1].permute(2, 0, 1, 3)
-        out[:, 1:].view(pieces, heads, tokens - 1, size).add_(others, alpha=2)
+        told = torch.bmm(values, self.weights).unflatten(0, (len(self.constants), -1))
+        return told[:, :, -1].sum(dim=1).add_(self.constants), told
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Rows (R - 1, W), as S carries them: all but the last."""
+        alike, told = self.parts(values)
+        return torch.cat([alike[:, None], told[:, :, :-1].flatten(1, 2)], dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,23 +118,43 @@ class Variance:
 
     squares: torch.Tensor
     """|Y|^2 (N,)."""
-    told: tuple[Told, ...]
-    """By each block so far."""
+    told: Carried
+    """What is carried, centred, in products with Y: W = N."""
 
-    def __call__(self, cells: "LowRankCells", carried: torch.Tensor) -> torch.Tensor:
-        """What an object's rows carry, centred (R, C) -> (N,), the sum of its cells' squares over C, by r^2."""
-        rows = cells.rows
+    def __call__(self, rows: torch.Tensor, values: torch.Tensor, carried: torch.Tensor) -> torch.Tensor:
+        """The sum of the squares of Y + S' D over C (N,).
+
+        Args:
+            rows: S (R, N).
+            values: (L * M, T, d).
+            carried: D, centred (R, C).
+        """
+        alike, told = self.told.parts(values)  # L N, L M T N
         pieces = rows.unflatten(1, (math.gcd(rows.shape[1], PIECES), -1)).transpose(0, 1)
-        size = len(rows) // len(self.told)
+        size = len(rows) // len(alike)
         total = self.squares.clone()
-        for index, (told, values) in enumerate(zip(self.told, cells.values, strict=True)):
-            start, end = index * size, (index + 1) * size
-            weights = carried[start:end] @ carried[start:].T
-            weights[:, size:] *= 2  # of two blocks each with the other
-            products = torch.bmm(weights.expand(len(pieces), -1, -1), pieces[:, start:])
-            told.add_twice(values, products)
-            total += products.mul_(pieces[:, start:end]).sum(dim=1).flatten()
+        for index, start in enumerate(range(0, len(rows), size)):
+            weights = carried[start : start + size] @ carried[start:].T
+            if start + size < len(rows):
+                weights[:, size:] *= 2  # of two blocks each with the other
+            products = torch.bmm(weights.expand(len(pieces), -1, -1), pieces[:, start:])  # pieces, size, N / pieces
+            products[:, 0].add_(alike[index].view(len(pieces), -1), alpha=2)
+            others = told[index, :, :-1].unflatten(2, (len(pieces), -1)).permute(2, 0, 1, 3)
+            products[:, 1:].view(others.shape).add_(others, alpha=2)
+            total += products.mul_(pieces[:, start : start + size]).sum(dim=1).flatten()
         return total.clamp_(min=0)  # rounding of a cell that is all one value
+
+
+@dataclass(frozen=True, eq=False)
+class Telling:
+    """The second half of a block: the tokens tell the cells."""
+
+    heads: Heads
+    queries: Scores
+    carried: Carried
+    """D, centred: W = C."""
+    variance: Variance
+    norm: nn.LayerNorm
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +165,8 @@ class Level:
     keys: Scores
     values: torch.Tensor
     """(M, d, N), Y projected."""
-    tell: Heads | None
+    tell: Telling | None
     """None before the last look: nothing is told to the cells any more."""
-    queries: Scores | None
-    variance: Variance | None
-    norm: nn.LayerNorm | None
 
 
 class LowRankImage:
@@ -162,7 +189,6 @@ class LowRankImage:
             code: position code (N, C).
             upscaling: weight (C', C) and bias (C',) of the first linear layer behind the transformer.
         """
-        self.upscaling = upscaling
         shared, before = cells, torch.zeros_like(cells[0])
         told: list[tuple[torch.Tensor, torch.Tensor]] = []  # weights (M, d, C) and constant (C,) of each block
         self.levels: list[Level] = []
@@ -173,39 +199,40 @@ class LowRankImage:
             values = _project(look.v, shared)
             told.append((tell.o, before + tell.module.out_proj.bias))
             shared, told = _centred(shared), [(_centred(weights), _centred(constant)) for weights, constant in told]
-            products = tuple(Told(_project(weights, shared), shared @ constant) for weights, constant in told)
+            products = Carried.of([(_project(weights, shared), shared @ constant) for weights, constant in told])
             variance = Variance(shared.square().sum(dim=1), products)
-            self.levels.append(Level(look, keys, values, tell, queries, variance, norm))
+            telling = Telling(tell, queries, Carried.of(told), variance, norm)
+            self.levels.append(Level(look, keys, values, telling))
             shared, before = shared * norm.weight, norm.bias
             told = [(weights * norm.weight, constant * norm.weight) for weights, constant in told]
         values = _project(final.v, shared)
         keys = Scores.of(final.k, None, shared, code, not blocks)
-        self.levels.append(Level(final, keys, values, None, None, None, None))
-        self.upscaled = linear(shared, upscaling[0], None)  # N C'
-
-    def rows(self, tokens: int) -> int:
-        """Rows of S behind all blocks."""
-        return (len(self.levels) - 1) * (1 + len(self.levels[0].look.q) * (tokens - 1)) + 1
+        self.levels.append(Level(final, keys, values, None))
+        weight, bias = upscaling
+        self.upscaled = linear(shared, weight, None)
+        """Y behind the first layer of the upscaling (N, C')."""
+        self.carried = Carried.of([(weights @ weight.T, constant @ weight.T) for weights, constant in told])
+        """What the rows of S carry behind that layer, but for the last, and of that (1, C')."""
+        self.carried_last = (before @ weight.T + bias)[None]
 
     def start(self, count: int, tokens: int) -> "LowRankObjects":
         """Objects of that many tokens, which nothing was told yet."""
-        cells = self.upscaled.new_empty((count, self.rows(tokens), len(self.upscaled) + GAP))
-        return LowRankObjects(self, [LowRankCells(self, rows[:, : len(self.upscaled)]) for rows in cells])
+        return LowRankObjects(self, count, tokens)
 
 
 class LowRankCells:
     """The cells of one object, before some block; `tell` moves them behind it."""
 
-    def __init__(self, image: LowRankImage, room: torch.Tensor) -> None:
-        """Args: room: (R, N), for S as it will be behind all blocks."""
-        self.image, self._room, self._filled = image, room, 1
+    def __init__(self, room: torch.Tensor, width: int) -> None:
+        """Args: room: (R, N), for S as it will be behind all blocks; width: C."""
+        self._room, self._filled = room, 1
         room[0] = 1
         self.factors = room[0]
         """r (N,)."""
-        self.carried = room.new_zeros((1, image.upscaling[0].shape[1]))
+        self._spread = room[0]
+        """1 / r^2 (N,)."""
+        self.carried = room.new_zeros((1, width))
         """D (R, C)."""
-        self.values: list[torch.Tensor] = []
-        """Of each block so far (M, T, d): of the last token, and how the others differ from it."""
 
     @property
     def rows(self) -> torch.Tensor:
@@ -215,71 +242,67 @@ class LowRankCells:
     def pool(self, level: Level, queries: torch.Tensor) -> torch.Tensor:
         """Averages of the projected cells by queries (M, T, d) -> (M, T, d), without the values' bias."""
         weights = level.keys(queries, self).softmax(dim=2)
-        if not self.values:
+        if self._filled == 1:
             return torch.bmm(weights, level.values.transpose(1, 2))
         weights.mul_(self.factors)
         own = (weights.view(-1, weights.shape[2]) @ self.rows.T @ self.carried).view(*weights.shape[:2], -1)  # M T C
         return torch.bmm(weights, level.values.transpose(1, 2)).baddbmm_(own, level.look.v.transpose(1, 2))
 
-    def tell(self, level: Level, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Move behind a block whose tokens have keys and values (M, T, d)."""
-        assert level.tell is not None
-        assert level.queries is not None
-        assert level.variance is not None
-        assert level.norm is not None
-        weights = level.queries(keys, self).softmax(dim=1)[:, :-1]
-        start = self._filled
-        self._filled += weights.shape[0] * weights.shape[1]
-        torch.div(weights, self.factors, out=self._room[start : self._filled].view(weights.shape))
-        last = values[:, -1:]
-        self.values.append(torch.cat([values[:, :-1] - last, last], dim=1))
-        told = torch.bmm(self.values[-1], level.tell.o)  # M T C
-        constant = self.carried[-1:] + told[:, -1].sum(dim=0) + level.tell.module.out_proj.bias
-        carried = _centred(torch.cat([self.carried[:-1], constant, told[:, :-1].flatten(0, 1)]))
-        variance = level.variance(self, carried).mul_(self.factors).mul_(self.factors).div_(carried.shape[1])
-        self.factors = self.factors / variance.add_(level.norm.eps).sqrt_()
-        torch.reciprocal(self.factors, out=self._room[self._filled])
+    def tell(self, telling: Telling, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Move behind a block whose tokens have keys (M, T, d); values (L * M, T, d) of all blocks so far."""
+        weights = telling.queries(keys, self).softmax(dim=1)[:, :-1]
+        before, self._filled = self._filled, self._filled + weights.shape[0] * weights.shape[1]
+        told = self._room[before : self._filled].view(weights.shape)
+        torch.mul(weights, self._room[before - 1], out=told)  # by 1 / r
+        carried, norm = telling.carried(values), telling.norm
+        variance = telling.variance(self.rows, values, carried).div_(carried.shape[1])
+        self._spread = variance.add_(self._spread, alpha=norm.eps)
+        last = torch.sqrt(self._spread, out=self._room[self._filled])
         self._filled += 1
-        self.carried = torch.cat([carried * level.norm.weight, level.norm.bias[None]])
-
-    def first_layer(self, size_hw: tuple[int, int]) -> FirstLayer:
-        """The first linear layer behind the transformer, of cells that lie in so many rows and columns."""
-        weight, bias = self.image.upscaling
-        carried = self.carried @ weight.T  # R C'; MKL is faster on so few rows
-        carried[-1] += bias  # the last row of S is 1 / r
-        factors, shared = self.factors.view(*size_hw, 1), self.image.upscaled.view(*size_hw, -1)
-        return partial(_first_layer, self.rows.unflatten(1, size_hw), carried, factors, shared)
+        self.factors = last.reciprocal()
+        self.carried = torch.cat([carried.mul_(norm.weight), norm.bias[None]])
 
 
 class LowRankObjects:
     """Objects of an image that are decoded together."""
 
-    def __init__(self, image: LowRankImage, cells: list[LowRankCells]) -> None:
-        self.image, self.cells = image, cells
+    def __init__(self, image: LowRankImage, count: int, tokens: int) -> None:
+        """Args: image: where they are; count: B; tokens: T."""
+        self.image = image
+        (heads, width, channels), blocks = image.levels[0].look.q.shape, len(image.levels) - 1
+        rows, size = blocks * (1 + heads * (tokens - 1)) + 1, len(image.upscaled)
+        room = image.upscaled.new_empty((count, rows, size + GAP))
+        self.cells = [LowRankCells(own[:, :size], channels) for own in room]
+        self._values = room.new_empty((count, blocks * heads, tokens, width))
+        """Of each block's tokens and heads: of the last token, and how the others differ from it."""
 
     def look(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
         """The tokens (B, T, C) look at the image before block `index` -> (B, T, C)."""
         level = self.image.levels[index]
         heads = level.look
-        queries = heads.split(heads.module.q_proj(tokens)).mul_(heads.scale).unflatten(1, tokens.shape[:2])
+        queries = heads.split(heads.module.q_proj(tokens)).unflatten(1, tokens.shape[:2])
         pooled = [cells.pool(level, queries[:, i]) for i, cells in enumerate(self.cells)]
-        return heads.output(torch.cat(pooled, dim=1), len(tokens))
+        return heads.output(pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1), len(tokens))
 
     def tell(self, index: int, queries: torch.Tensor, tokens: torch.Tensor) -> None:
         """What the tokens of block `index` (B, T, C) tell the cells, tokens with and without what they are."""
-        level = self.image.levels[index]
-        heads = level.tell
-        assert heads is not None
-        shape = queries.shape[:2]
-        keys = heads.split(heads.module.k_proj(queries + tokens)).mul_(heads.scale).unflatten(1, shape)
-        values = heads.split(heads.module.v_proj(queries)).unflatten(1, shape)
+        telling = self.image.levels[index].tell
+        assert telling is not None
+        heads, shape = telling.heads, queries.shape[:2]
+        keys = heads.split(heads.module.k_proj(queries + tokens)).unflatten(1, shape)
+        start, end = (place * len(keys) for place in (index, index + 1))
+        values = self._values[:, start:end]  # B M T d
+        values.copy_(heads.split(heads.module.v_proj(queries)).unflatten(1, shape).transpose(0, 1))
+        values[:, :, :-1] -= values[:, :, -1:]
         for i, cells in enumerate(self.cells):
-            cells.tell(level, keys[:, i], values[:, i])
+            cells.tell(telling, keys[:, i], self._values[i, :end])
 
     def first_layer(self, index: int, upscaler: Upscaler) -> FirstLayer:
         """The upscaler's first layer of an object's cells."""
-        assert upscaler.first is self.image.upscaling
-        return self.cells[index].first_layer(upscaler.size_hw)
+        image, cells = self.image, self.cells[index]
+        carried = torch.cat([image.carried(self._values[index]), image.carried_last])  # the last row of S is 1 / r
+        factors, shared = cells.factors.view(*upscaler.size_hw, 1), image.upscaled.view(*upscaler.size_hw, -1)
+        return partial(_first_layer, cells.rows.unflatten(1, upscaler.size_hw), carried, factors, shared)
 
 
 def _first_layer(

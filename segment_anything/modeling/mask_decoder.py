@@ -131,7 +131,6 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., input_dim) -> (..., output_dim)."""
-        for layer in self.layers[:-1]:
-            x = layer(x).relu()
-        x = self.layers[-1](x)
+        for index, layer in enumerate(self.layers):
+            x = layer(x.relu() if index else x)
         return x.sigmoid() if self.sigmoid_output else x

@@ -119,6 +119,7 @@ class PreparedDecoder:
         transformer = decoder.transformer
         assert isinstance(transformer, TwoWayTransformer)
         self.decoder = decoder
+        self.output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None]
         self.size_hw = image_embeddings.shape[-2], image_embeddings.shape[-1]
         self.blocks = [Block.of(layer) for layer in transformer.layers if isinstance(layer, TwoWayAttentionBlock)]
         final = Heads.of(transformer.final_attn_token_to_image)
@@ -220,9 +221,8 @@ class PreparedDecoder:
         Yields:
             The IoU token and those of the chosen masks (b, 1 + K', C), and the objects with their cells.
         """
-        output = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
-        tokens = torch.cat([output[None].expand(len(sparse), -1, -1), sparse], dim=1)
-        read = [0, *range(1, 1 + self.decoder.num_mask_tokens)[chosen]]
+        tokens = torch.cat([self.output.expand(len(sparse), -1, -1), sparse], dim=1)
+        read = torch.tensor([0, *range(1, self.output.shape[1])[chosen]], device=tokens.device)
         cells = self.whole.cells
         step = max(1, GROUP_BYTES // (cells.numel() * cells.element_size()))
         for start in range(0, len(tokens), step):
@@ -230,7 +230,7 @@ class PreparedDecoder:
             objects = self._objects(tokens[part], None if self.is_shared else dense[part])
             yield self._transform(objects, tokens[part], read), objects
 
-    def _transform(self, objects: Objects, tokens: torch.Tensor, read: list[int] | slice) -> torch.Tensor:
+    def _transform(self, objects: Objects, tokens: torch.Tensor, read: torch.Tensor | slice) -> torch.Tensor:
         """The tokens that are read, behind the transformer; the objects know their cells then."""
         queries = tokens
         for index, block in enumerate(self.blocks):

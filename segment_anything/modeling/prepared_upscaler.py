@@ -14,6 +14,8 @@ from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.linear import activate, linear
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 
+VALUES_AT_ONCE = 2**18
+"""Of a thread, behind the first layer: they fit a core's cache."""
 HALF = (torch.bfloat16, torch.float16)
 FirstLayer = Callable[[slice, slice], torch.Tensor]
 """The upscaler's first linear layer of an object's cells in some rows and columns, (rows * columns, C)."""
@@ -35,7 +37,7 @@ class Upscaler:
         self.size_hw = size_hw
         self.norm = norm
         self.first, self.second = per_cell(first), per_cell(second)
-        self.rows = max(1, 2**18 // (size_hw[1] * self.first[0].shape[0]))  # 2**18 values fit a core's cache
+        self.row_values = size_hw[1] * self.first[0].shape[0]
 
     def kernels(self, tokens: torch.Tensor, chosen: slice) -> torch.Tensor:
         """Mask tokens (B, K, C) of the masks that are chosen among all -> kernels (B, K, C / 8)."""
@@ -78,8 +80,9 @@ class Upscaler:
         shape = count, height, 2, 2, width, 2, 2  # y, its child, its grandchild, x, ...
         pairs = _as_pairs(out.view(shape))[:, :rows, :, :, :columns]
         own = kernels.to(out.dtype)
-        for row in range(0, rows, self.rows):
-            part = slice(row, min(row + self.rows, rows))
+        step = max(1, VALUES_AT_ONCE * torch.get_num_threads() // self.row_values)
+        for row in range(0, rows, step):
+            part = slice(row, min(row + step, rows))
             cells = first_layer(part, slice(columns))
             x = cells.view(len(cells) * 4, -1)
             x = activate(layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias, self.norm.eps), self.act1)

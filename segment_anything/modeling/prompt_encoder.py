@@ -78,14 +78,15 @@ class PromptEncoder(nn.Module):
             Tokens (N, T, C), T may be 0, and the dense map (N, C, g, g).
         """
         count = self._count(points, boxes, masks)
-        weight = self.no_mask_embed.weight
-        tokens = [torch.empty((count, 0, self.embed_dim), dtype=weight.dtype, device=weight.device)]
+        tokens = []
         if points is not None:
             tokens.append(self._embed_points(*points, pad=boxes is None))
         if boxes is not None:
             tokens.append(self._embed_boxes(boxes))
         dense = self._embed_masks(masks) if masks is not None else self._no_mask(count)
-        return torch.cat(tokens, dim=1), dense
+        if not tokens:
+            return self.no_mask_embed.weight.new_empty((count, 0, self.embed_dim)), dense
+        return tokens[0] if len(tokens) == 1 else torch.cat(tokens, dim=1), dense
 
     def ground(self, dense: torch.Tensor, image_embeddings: torch.Tensor) -> torch.Tensor:
         """What the dense prompt becomes when it meets an image; here it stays as it is.
@@ -113,8 +114,8 @@ class PromptEncoder(nn.Module):
         code = self.pe_layer.forward_with_coords(coords, self.input_image_size).to(self.no_mask_embed.weight.dtype)
         role = labels[..., None]
         code = torch.where(role == -1, self.not_a_point_embed.weight, code)
-        code = code + torch.where(role == 0, self._role(0), 0.0)
-        return code + torch.where(role == 1, self._role(1), 0.0)
+        code = torch.where(role == 0, code + self._role(0), code)
+        return torch.where(role == 1, code + self._role(1), code)
 
     def _role(self, index: int) -> torch.Tensor:
         weight: torch.Tensor = self.point_embeddings[index].weight  # type: ignore[assignment]
@@ -171,6 +172,7 @@ class PositionEmbeddingRandom(nn.Module):
 
     def forward_with_coords(self, coords_input: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
         """The code (..., C) of points (..., 2) = (x, y) in pixels of an image of `image_size` = (h, w)."""
-        # Filled where the points are: nothing is sent to a GPU, so that the call can be recorded there.
-        size_xy = torch.cat([torch.full((1,), float(side), device=coords_input.device) for side in image_size[::-1]])
-        return self._pe_encoding(coords_input.to(torch.float32) / size_xy)
+        coords, (height, width) = coords_input.to(torch.float32), image_size
+        if height == width:
+            return self._pe_encoding(coords / float(width))
+        return self._pe_encoding(torch.stack([coords[..., 0] / float(width), coords[..., 1] / float(height)], dim=-1))

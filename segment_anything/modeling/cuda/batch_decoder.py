@@ -31,10 +31,9 @@ class BatchDecoder(PreparedDecoder):
         self, sparse: torch.Tensor, dense: torch.Tensor, chosen: slice
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `predict_masks`."""
-        output = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
-        tokens = torch.cat([output[None].expand(len(sparse), -1, -1), sparse], dim=1)
+        tokens = torch.cat([self.output.expand(len(sparse), -1, -1), sparse], dim=1)
         # a slice, where a list of places would have to be sent to the device
-        read = slice(0, 1 + self.decoder.num_mask_tokens)
+        read = slice(0, self.output.shape[1])
         objects = self._whole_objects(tokens, None if self.is_shared else dense)
         tokens = self._transform(objects, tokens, read)
         iou = self.decoder.predict_iou(tokens[:, 0])[:, chosen]
