@@ -302,15 +302,16 @@ class LowRankObjects:
         image, cells = self.image, self.cells[index]
         carried = torch.cat([image.carried(self._values[index]), image.carried_last])  # the last row of S is 1 / r
         factors, shared = cells.factors.view(*upscaler.size_hw, 1), image.upscaled.view(*upscaler.size_hw, -1)
-        return partial(_first_layer, cells.rows.unflatten(1, upscaler.size_hw), carried, factors, shared)
+        rows = (cells.rows * cells.factors).unflatten(1, upscaler.size_hw)
+        return partial(_first_layer, rows, carried, factors, shared)
 
 
 def _first_layer(
     own: torch.Tensor, carried: torch.Tensor, factors: torch.Tensor, shared: torch.Tensor, rows: slice, columns: slice
 ) -> torch.Tensor:
-    """Of S (R, g, g), what its rows carry (R, C'), factors (g, g, 1) and the image's part (g, g, C'): (n, C')."""
-    factors, shared = (x[rows, columns].flatten(0, 1) for x in (factors, shared))
-    return torch.addmm(shared, own[:, rows, columns].flatten(1).T, carried).mul_(factors)
+    """Of r S (R, g, g), what its rows carry (R, C'), r (g, g, 1) and the image's part (g, g, C'): (n, C')."""
+    part = (shared[rows, columns] * factors[rows, columns]).flatten(0, 1)
+    return part.addmm_(own[:, rows, columns].flatten(1).T, carried)
 
 
 def _project(heads: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
