@@ -96,20 +96,28 @@ class Carried:
         """Args: told: weights (M, d, W) and constant (W,) of each block."""
         return Carried(torch.cat([weights for weights, _ in told]), torch.stack([constant for _, constant in told]))
 
-    def parts(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of values (L * M, T, d) as `LowRankObjects` has them.
-
-        Returns:
-            What all cells are told alike (L, W), and what the tokens of each head tell (L, M, T, W), the last of which
-            is in the first already.
-        """
-        told = torch.bmm(values, self.weights).unflatten(0, (len(self.constants), -1))
-        return told[:, :, -1].sum(dim=1).add_(self.constants), told
-
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Rows (R - 1, W), as S carries them: all but the last."""
-        alike, told = self.parts(values)
+        """Of values (L * M, T, d) as `LowRankObjects` has them: all rows of D but the last (R - 1, W)."""
+        told = torch.bmm(values, self.weights).unflatten(0, (len(self.constants), -1))  # L M T W
+        alike = told[:, :, -1].sum(dim=1).add_(self.constants)
         return torch.cat([alike[:, None], told[:, :, :-1].flatten(1, 2)], dim=1).flatten(0, 1)
+
+    def add_twice(self, index: int, values: torch.Tensor, out: torch.Tensor) -> None:
+        """Twice the rows of one block, to be added to what is in `out`.
+
+        Args:
+            index: of the block.
+            values: of all blocks (L * M, T, d).
+            out: (pieces, 1 + M (T - 1), W / pieces).
+        """
+        (pieces, _, size), tokens = out.shape, values.shape[1]
+        heads = len(values) // len(self.constants)
+        own = slice(index * heads, (index + 1) * heads)
+        told = torch.bmm(values[own], self.weights[own])  # M T W
+        alike = told[:, -1].sum(dim=0).add_(self.constants[index])
+        out[:, 0].add_(alike.view(pieces, size), alpha=2)
+        others = told.view(heads, tokens, pieces, size)[:, :-1].permute(2, 0, 1, 3)
+        out[:, 1:].view(others.shape).add_(others, alpha=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,18 +137,15 @@ class Variance:
             values: (L * M, T, d).
             carried: D, centred (R, C).
         """
-        alike, told = self.told.parts(values)  # L N, L M T N
         pieces = rows.unflatten(1, (math.gcd(rows.shape[1], PIECES), -1)).transpose(0, 1)
-        size = len(rows) // len(alike)
+        size = len(rows) // len(self.told.constants)
         total = self.squares.clone()
         for index, start in enumerate(range(0, len(rows), size)):
             weights = carried[start : start + size] @ carried[start:].T
             if start + size < len(rows):
                 weights[:, size:] *= 2  # of two blocks each with the other
-            products = torch.bmm(weights.expand(len(pieces), -1, -1), pieces[:, start:])  # pieces, size, N / pieces
-            products[:, 0].add_(alike[index].view(len(pieces), -1), alpha=2)
-            others = told[index, :, :-1].unflatten(2, (len(pieces), -1)).permute(2, 0, 1, 3)
-            products[:, 1:].view(others.shape).add_(others, alpha=2)
+            products = torch.bmm(weights.expand(len(pieces), -1, -1), pieces[:, start:])
+            self.told.add_twice(index, values, products)
             total += products.mul_(pieces[:, start : start + size]).sum(dim=1).flatten()
         return total.clamp_(min=0)  # rounding of a cell that is all one value
 
