@@ -11,7 +11,6 @@ Letters: n masks, L their low-resolution side, t tiles, S logits that a tile is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -150,24 +149,22 @@ class TileGrid:
         full, empty = judged[: len(logits)], judged[len(logits) :]
         return full, ~(full | empty)
 
-    def whole_rows(self, logits: Floats, wanted: Flags) -> Iterator[tuple[int, int, Floats]]:
-        """Whole rows of tiles of the masks (n, L, L): those that are wanted (n, tiles down).
-
-        Yields:
-            Mask, tile row, and pixels (32, W) in memory that the next ones take.
-        """
+    def draw_rows(self, logits: Floats, wanted: Flags, threshold: float, masks: npt.NDArray[np.bool_]) -> None:
+        """Whole rows of tiles of the masks (n, L, L): those that are wanted (n, tiles down), into `masks` (n, H, W)."""
         across = np.empty((logits.shape[1], len(self.x.first), TILE_HW[1]), dtype=np.float32)
         pixels = np.empty((TILE_HW[0], self.x.size), dtype=np.float32)
+        level, reach, (height, _) = np.float32(threshold), self.y.reach, TILE_HW
         for mask in np.flatnonzero(wanted.any(axis=1)).tolist():
             tiles = np.flatnonzero(wanted[mask])
-            lowest, end = self.y.first[tiles[0]], self.y.first[tiles[-1]] + self.y.reach
+            lowest, end = self.y.first[tiles[0]], self.y.first[tiles[-1]] + reach
             patches = sliding_window_view(logits[mask, lowest:end], self.x.reach, axis=1)[:, self.x.first]
             lines = across[: end - lowest]  # by logit row, tile and column
             np.matmul(patches.swapaxes(0, 1), self.x_weights, out=lines.swapaxes(0, 1))
-            lines = lines.reshape(len(lines), -1)[:, : self.x.size]
-            for tile in tiles.tolist():
-                first = self.y.first[tile] - lowest
-                yield mask, tile, np.matmul(self.y.weights[tile], lines[first : first + self.y.reach], out=pixels)
+            lines, drawn = lines.reshape(len(lines), -1)[:, : self.x.size], masks[mask]
+            for tile, first in zip(tiles.tolist(), (self.y.first[tiles] - lowest).tolist(), strict=True):
+                np.matmul(self.y.weights[tile], lines[first : first + reach], out=pixels)
+                rows = drawn[tile * height : (tile + 1) * height]
+                np.greater(pixels[: len(rows)], level, out=rows)
 
     def rows(self, kinds: npt.NDArray[np.uint8], bits: Words) -> Words:
         """(H, words) the pixels of one mask as bits, bit j of word i for column 64 i + j; see `MeasuredTiles`."""
@@ -249,9 +246,7 @@ def full_size_masks(
     single = np.nonzero(mixed)
     parts = [slice(start, start + TILES_AT_ONCE) for start in range(0, len(single[0]), TILES_AT_ONCE)]
     side_by_side(draw, [None, *parts], threads if masks.size > PIXELS_FOR_THREADS else 1)
-    for mask, tile_y, pixels in grid.whole_rows(logits, crowded):
-        row = masks[mask, tile_y * TILE_HW[0] : (tile_y + 1) * TILE_HW[0]]
-        np.greater(pixels[: len(row)], np.float32(threshold), out=row)
+    grid.draw_rows(logits, crowded, threshold, masks)
     return masks
 
 

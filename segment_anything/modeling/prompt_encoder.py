@@ -107,15 +107,14 @@ class PromptEncoder(nn.Module):
         return 1
 
     def _embed_points(self, coords: torch.Tensor, labels: torch.Tensor, pad: bool) -> torch.Tensor:
-        coords = coords + 0.5  # to the centre of the pixel
-        if pad:  # so that a model sees the same number of tokens' roles with and without a box
-            coords = torch.cat([coords, coords.new_zeros((coords.shape[0], 1, 2))], dim=1)
-            labels = torch.cat([labels, -labels.new_ones((labels.shape[0], 1))], dim=1)
-        code = self.pe_layer.forward_with_coords(coords, self.input_image_size).to(self.no_mask_embed.weight.dtype)
-        role = labels[..., None]
-        code = torch.where(role == -1, self.not_a_point_embed.weight, code)
+        centres = coords + 0.5  # of pixels
+        code = self.pe_layer.forward_with_coords(centres, self.input_image_size).to(self.no_mask_embed.weight.dtype)
+        role, none = labels[..., None], self.not_a_point_embed.weight
+        code = torch.where(role == -1, none, code)
         code = torch.where(role == 0, code + self._role(0), code)
-        return torch.where(role == 1, code + self._role(1), code)
+        code = torch.where(role == 1, code + self._role(1), code)
+        # one that is none, so that a model sees the same number of tokens' roles with and without a box
+        return torch.cat([code, none.expand(len(code), 1, -1)], dim=1) if pad else code
 
     def _role(self, index: int) -> torch.Tensor:
         weight: torch.Tensor = self.point_embeddings[index].weight  # type: ignore[assignment]

@@ -25,6 +25,7 @@ class WeightsWatch:
             table for m in self._inside for table in (m._parameters, m._buffers, m._modules)
         ]
         self._sizes = list(map(len, self._tables))
+        self._filled = [table for table in self._tables if table]
         self._entries = self._found()  # held here, so that nothing new can have the address of one of them
         self.tensors = [value for value in self._entries if isinstance(value, torch.Tensor)]
         self._counted = [tensor for tensor in self.tensors if not tensor.is_inference()]
@@ -42,7 +43,7 @@ class WeightsWatch:
         )
 
     def _found(self) -> list[object]:
-        return list(chain.from_iterable(map(dict.values, self._tables)))
+        return list(chain.from_iterable(map(dict.values, self._filled)))
 
     def _seen(self) -> tuple[list[int], list[int]]:
         """As `tensor_states`, faster."""
