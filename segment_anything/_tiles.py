@@ -153,11 +153,12 @@ class TileGrid:
         """Whole rows of tiles of the masks (n, L, L): those that are wanted (n, tiles down), into `masks` (n, H, W)."""
         across = np.empty((logits.shape[1], len(self.x.first), TILE_HW[1]), dtype=np.float32)
         pixels = np.empty((TILE_HW[0], self.x.size), dtype=np.float32)
+        windows = sliding_window_view(logits, self.x.reach, axis=2)
         level, reach, (height, _) = np.float32(threshold), self.y.reach, TILE_HW
         for mask in np.flatnonzero(wanted.any(axis=1)).tolist():
             tiles = np.flatnonzero(wanted[mask])
             lowest, end = self.y.first[tiles[0]], self.y.first[tiles[-1]] + reach
-            patches = sliding_window_view(logits[mask, lowest:end], self.x.reach, axis=1)[:, self.x.first]
+            patches = windows[mask, lowest:end][:, self.x.first]
             lines = across[: end - lowest]  # by logit row, tile and column
             np.matmul(patches.swapaxes(0, 1), self.x_weights, out=lines.swapaxes(0, 1))
             lines, drawn = lines.reshape(len(lines), -1)[:, : self.x.size], masks[mask]

@@ -22,7 +22,7 @@ from segment_anything.modeling.nano import DrawnPromptEncoder, MixBlock, PromptM
 from segment_anything.modeling.prompt_encoder import Points, PromptEncoder
 
 CELLS_AT_ONCE = 1024
-"""Cells that go through the layers of a `MixBlock` together, on a CPU: their channels fit a core's cache."""
+"""Cells of a thread that go through a `MixBlock` together, on a CPU: their channels fit a core's cache."""
 
 _KNOWN = {PromptMixer, MixBlock, LayerNorm2d, nn.Conv2d, nn.Hardswish, nn.GELU, nn.ReLU, nn.Sequential}
 
@@ -122,7 +122,7 @@ def mix(block: MixBlock, x: torch.Tensor) -> torch.Tensor:
     near = block.depthwise(x).permute(0, 2, 3, 1)  # B h w C
     cells, out = near.flatten(0, 2), x.permute(0, 2, 3, 1).flatten(0, 2).clone()
     widen, narrow = block.widen.weight.flatten(1), block.narrow.weight.flatten(1)
-    step = CELLS_AT_ONCE if x.device.type == "cpu" else max(1, len(cells))
+    step = CELLS_AT_ONCE * torch.get_num_threads() if x.device.type == "cpu" else max(1, len(cells))
     for start in range(0, len(cells), step):
         y = layer_norm(
             cells[start : start + step], (cells.shape[1],), block.norm.weight, block.norm.bias, block.norm.eps
