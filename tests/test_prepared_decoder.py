@@ -8,6 +8,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +30,12 @@ from segment_anything.modeling.prepared_decoder import (
     same_everywhere,
 )
 from segment_anything.modeling.prepared_images import PreparedImages
+from segment_anything.modeling.prepared_upscaler import FirstLayer, Upscaler
 from segment_anything.modeling.weights_watch import tensor_states
 from segment_anything.modeling.whole_cells import WholeObjects
 from segment_anything.prompts import Prompt, Prompts
 
+THREADS = torch.get_num_threads()
 SAM_LIKE = {"width": 32, "heads": 2, "act": nn.GELU}
 NANO_LIKE = {"width": 64, "heads": 4, "act": nn.Hardswish}
 
@@ -117,6 +120,31 @@ def test_groups_of_objects_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("segment_anything.modeling.prepared_decoder.GROUP_BYTES", 1)
     singly, _ = prepared.predict_masks(given["sparse"], given["dense"], slice(None))
     torch.testing.assert_close(singly, together, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@torch.no_grad()
+def test_rows_of_cells_upscaled_a_few_at_a_time_are_the_same(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = decoder(**SAM_LIKE)  # type: ignore[arg-type]
+    given = inputs(32, 2, 2)
+    prepared = PreparedDecoder(plain, given["features"], given["code"], given["vector"] if shared else None)
+    whole, _ = prepared.predict_masks(given["sparse"], given["dense"], slice(None))
+    taken: list[int] = []
+    call = Upscaler.__call__
+
+    def counting(self: Upscaler, first_layer: FirstLayer, *others: Any) -> None:
+        def first(rows: slice, columns: slice) -> torch.Tensor:
+            taken.append(rows.stop - rows.start)
+            return first_layer(rows, columns)
+
+        call(self, first, *others)
+
+    monkeypatch.setattr(Upscaler, "__call__", counting)
+    per_row = 6 * 4 * (32 // 4)  # values behind the first layer: of a row of cells with four children each
+    monkeypatch.setattr("segment_anything.modeling.prepared_upscaler.VALUES_AT_ONCE", -(-4 * per_row // THREADS))
+    pieces, _ = prepared.predict_masks(given["sparse"], given["dense"], slice(None))
+    assert taken == [4, 2] * 2
+    torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
 
 
 def published() -> MaskDecoder:

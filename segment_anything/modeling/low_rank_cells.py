@@ -97,7 +97,11 @@ class Carried:
         return Carried(torch.cat([weights for weights, _ in told]), torch.stack([constant for _, constant in told]))
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Of values (L * M, T, d) as `LowRankObjects` has them: all rows of D but the last (R - 1, W)."""
+        """All rows of D but the last (R - 1, W): of each block what it tells all cells alike, then what it tells each.
+
+        Args:
+            values: (L * M, T, d), as `LowRankObjects` has them.
+        """
         told = torch.bmm(values, self.weights).unflatten(0, (len(self.constants), -1))  # L M T W
         alike = told[:, :, -1].sum(dim=1).add_(self.constants)
         return torch.cat([alike[:, None], told[:, :, :-1].flatten(1, 2)], dim=1).flatten(0, 1)
@@ -220,10 +224,6 @@ class LowRankImage:
         """What the rows of S carry behind that layer, but for the last, and of that (1, C')."""
         self.carried_last = (before @ weight.T + bias)[None]
 
-    def start(self, count: int, tokens: int) -> "LowRankObjects":
-        """Objects of that many tokens, which nothing was told yet."""
-        return LowRankObjects(self, count, tokens)
-
 
 class LowRankCells:
     """The cells of one object, before some block; `tell` moves them behind it."""
@@ -272,7 +272,7 @@ class LowRankObjects:
     """Objects of an image that are decoded together."""
 
     def __init__(self, image: LowRankImage, count: int, tokens: int) -> None:
-        """Args: image: where they are; count: B; tokens: T."""
+        """Nothing was told yet. Args: image: where they are; count: B; tokens: T."""
         self.image = image
         (heads, width, channels), blocks = image.levels[0].look.q.shape, len(image.levels) - 1
         rows, size = blocks * (1 + heads * (tokens - 1)) + 1, len(image.upscaled)

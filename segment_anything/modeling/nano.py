@@ -268,13 +268,10 @@ class DrawnPromptEncoder(PromptEncoder):
             return dense.new_zeros((dense.shape[0], 4, *self.image_embedding_size), dtype=torch.float32)
         centres = self._to_cells(points[0])[..., None, None]  # N P 2 1 1
         x, y = self._cells(dense)
-        squared = (x - centres[:, :, 0]) ** 2 + (y - centres[:, :, 1]) ** 2  # N P g g
-        maps = []
-        for label in (1, 0):
-            chosen = (points[1] == label)[..., None, None]
-            for sigma in self.SIGMAS:
-                maps.append((torch.exp(-squared / (2 * sigma**2)) * chosen).amax(dim=1))
-        return torch.stack(maps, dim=1)
+        across, down = (x - centres[:, :, 0]).square(), (y - centres[:, :, 1]).square()  # N P 1 g, N P g 1
+        falls = [torch.exp(across / (-2 * sigma**2)) * torch.exp(down / (-2 * sigma**2)) for sigma in self.SIGMAS]
+        chosen = [(points[1] == label)[..., None, None] for label in (1, 0)]
+        return torch.stack([(fall * which).amax(dim=1) for which in chosen for fall in falls], dim=1)
 
 
 def build_nano_parts(image_size: int = 512) -> tuple[NanoEncoder, DrawnPromptEncoder, MaskDecoder]:

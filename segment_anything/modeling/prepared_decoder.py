@@ -25,7 +25,7 @@ from torch import nn
 from segment_anything.modeling.carried_attention import Heads
 from segment_anything.modeling.common import LayerNorm2d, MLPBlock
 from segment_anything.modeling.linear import is_watched
-from segment_anything.modeling.low_rank_cells import LowRankImage, most_tokens
+from segment_anything.modeling.low_rank_cells import LowRankImage, LowRankObjects, most_tokens
 from segment_anything.modeling.mask_decoder import MLP, MaskDecoder
 from segment_anything.modeling.once import Once
 from segment_anything.modeling.prepared_attention import Block
@@ -246,7 +246,7 @@ class PreparedDecoder:
         cells = self.whole.cells
         is_exact = cells.device.type == "cpu" and cells.dtype not in HALF
         if dense is None and is_exact and tokens.shape[1] <= most_tokens(self.blocks):
-            return self.low_rank().start(*tokens.shape[:2])
+            return LowRankObjects(self.low_rank(), *tokens.shape[:2])
         return self._whole_objects(tokens, dense)
 
     def _whole_objects(self, tokens: torch.Tensor, dense: torch.Tensor | Drawn | None) -> WholeObjects:
