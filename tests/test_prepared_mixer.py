@@ -128,9 +128,15 @@ def test_masks_are_upscaled_in_every_type(dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ReLU(), nn.SiLU(), None])
-@pytest.mark.parametrize("rows", [5, 20], ids=["few", "many"])  # 7 times as many, and few are up to 64
-def test_a_product_with_its_activation_is_the_two_in_turn(activation: nn.Module | None, rows: int) -> None:
-    x, weight, bias = torch.randn(rows, 7, 16), torch.randn(24, 16), torch.randn(24)
+@pytest.mark.parametrize(
+    ("few_rows", "small_product"), [(64, 0), (0, 64 * 16 * 24), (0, 0)], ids=["few rows", "small", "oneDNN"]
+)
+def test_a_product_with_its_activation_is_the_two_in_turn(
+    activation: nn.Module | None, few_rows: int, small_product: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segment_anything.modeling.linear.FEW_ROWS", few_rows)
+    monkeypatch.setattr("segment_anything.modeling.linear.SMALL_PRODUCT", small_product)
+    x, weight, bias = torch.randn(5, 7, 16), torch.randn(24, 16), torch.randn(24)
     expected = nn.functional.linear(x, weight, bias)
     expected = expected if activation is None else activation(expected)
     torch.testing.assert_close(linear(x, weight, bias, activation), expected)

@@ -1,10 +1,11 @@
-"""Linear layers without gradients on an x86 CPU, through oneDNN instead of MKL unless their input has few rows.
+"""Linear layers without gradients on an x86 CPU, through oneDNN instead of MKL unless the product is small.
 
 PyTorch hands float32 matrix products to MKL. oneDNN, which is part of PyTorch too, is faster on the sizes of an image
 encoder (1.1 times on an AMD Zen 4, measured in docs/performance.md), and applies the activation while the product is
 still in the cache. It is called for one layer at a time: no setting of PyTorch is changed.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import gcd, prod
 
@@ -18,6 +19,12 @@ FUSED: dict[type[nn.Module], tuple[str, str]] = {
 }
 """oneDNN's names of activations, and of how they are computed ("none": not by tanh)."""
 
+IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "hardswish": torch.ops.aten.hardswish_,
+    "relu": torch.ops.aten.relu_,
+}
+
 KEPT_BYTES = 2**25
 """Above this the C library maps a tensor anew each time, and its pages are faulted in one by one."""
 PIECE_BYTES = 2**23
@@ -27,6 +34,8 @@ FEW_ROWS = 64
 """Up to so many, MKL is faster (docs/log.md)."""
 LARGE_WEIGHT = 2**19
 """Numbers of a weight that is worth being shared out among threads."""
+SMALL_PRODUCT = 2**23
+"""With fewer multiplications MKL is faster for more rows too (docs/log.md)."""
 PIECES = 16
 """Of the longer factor of a `thin_product`."""
 
@@ -67,8 +76,10 @@ def linear(
     """`activation(torch.nn.functional.linear(x, weight, bias))`."""
     if not _is_fast(x):
         out = nn.functional.linear(x, weight, bias)
-    elif prod(x.shape[:-1]) <= FEW_ROWS:
+    elif (rows := prod(x.shape[:-1])) <= FEW_ROWS:
         out = _of_few_rows(x, weight, bias)
+    elif rows * weight.numel() < SMALL_PRODUCT:
+        out = nn.functional.linear(x, weight, bias)
     else:
         fused = None if activation is None else _fused(activation)
         name, how = fused or ("none", "")
@@ -101,9 +112,7 @@ def _of_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 def activate(x: torch.Tensor, activation: nn.Module) -> torch.Tensor:
     """`activation(x)`, which may be written over x where nobody wants gradients."""
     fused = None if plain_wanted() else _fused(activation)
-    if fused is not None and fused[0] == "gelu":
-        return torch.ops.aten.gelu_(x)  # type: ignore[no-any-return]
-    activated: torch.Tensor = activation(x)
+    activated: torch.Tensor = activation(x) if fused is None else IN_PLACE[fused[0]](x)
     return activated
 
 
