@@ -35,7 +35,6 @@ from segment_anything.modeling.weights_watch import tensor_states
 from segment_anything.modeling.whole_cells import WholeObjects
 from segment_anything.prompts import Prompt, Prompts
 
-THREADS = torch.get_num_threads()
 SAM_LIKE = {"width": 32, "heads": 2, "act": nn.GELU}
 NANO_LIKE = {"width": 64, "heads": 4, "act": nn.Hardswish}
 
@@ -140,8 +139,11 @@ def test_rows_of_cells_upscaled_a_few_at_a_time_are_the_same(shared: bool, monke
         call(self, first, *others)
 
     monkeypatch.setattr(Upscaler, "__call__", counting)
-    per_row = 6 * 4 * (32 // 4)  # values behind the first layer: of a row of cells with four children each
-    monkeypatch.setattr("segment_anything.modeling.prepared_upscaler.VALUES_AT_ONCE", -(-4 * per_row // THREADS))
+    threads, per_row = (
+        torch.get_num_threads(),
+        6 * 4 * (32 // 4),
+    )  # values behind the first layer: of a row of cells with four children each
+    monkeypatch.setattr("segment_anything.modeling.prepared_upscaler.VALUES_AT_ONCE", -(-4 * per_row // threads))
     pieces, _ = prepared.predict_masks(given["sparse"], given["dense"], slice(None))
     assert taken == [4, 2] * 2
     torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
