@@ -139,11 +139,9 @@ def test_rows_of_cells_upscaled_a_few_at_a_time_are_the_same(shared: bool, monke
         call(self, first, *others)
 
     monkeypatch.setattr(Upscaler, "__call__", counting)
-    threads, per_row = (
-        torch.get_num_threads(),
-        6 * 4 * (32 // 4),
-    )  # values behind the first layer: of a row of cells with four children each
-    monkeypatch.setattr("segment_anything.modeling.prepared_upscaler.VALUES_AT_ONCE", -(-4 * per_row // threads))
+    four_rows = 4 * 6 * 4 * (32 // 4)  # values behind the first layer: six cells a row, with four children each
+    at_once = -(-four_rows // torch.get_num_threads())
+    monkeypatch.setattr("segment_anything.modeling.prepared_upscaler.VALUES_AT_ONCE", at_once)
     pieces, _ = prepared.predict_masks(given["sparse"], given["dense"], slice(None))
     assert taken == [4, 2] * 2
     torch.testing.assert_close(pieces, whole, rtol=1e-12, atol=1e-12)
