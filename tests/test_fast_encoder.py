@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from segment_anything.modeling.attention import blocked_attention, fused_attention, relative_attention, relative_scores
 from segment_anything.modeling.common import MLPBlock
 from segment_anything.modeling.image_encoder import Attention, Block, ImageEncoderViT
-from segment_anything.modeling.linear import apply_linear, apply_mlp, linear
+from segment_anything.modeling.linear import SMALL_PRODUCT, apply_linear, apply_mlp, linear
 
 
 @pytest.mark.parametrize("score_bytes", [1, 500, 4000, 2**20])
@@ -84,23 +84,22 @@ def test_only_where_nobody_watches_are_windows_projected_a_row_at_a_time() -> No
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 4, 8), (0, 8)])
+@pytest.mark.parametrize("shape", [(140, 256), (2, 7, 10, 256), (5, 256), (0, 256)])
 @pytest.mark.parametrize("has_wide_vectors", [False, True])
 @torch.no_grad()
 def test_linear_layers_are_linear_layers(
     bias: bool, shape: tuple[int, ...], has_wide_vectors: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segment_anything.modeling.linear.has_wide_vectors", lambda: has_wide_vectors)
-    monkeypatch.setattr("segment_anything.modeling.linear.FEW_ROWS", 0)  # for all else MKL would be faster here
-    monkeypatch.setattr("segment_anything.modeling.linear.SMALL_PRODUCT", 0)
     torch.manual_seed(0)
-    layer, x = nn.Linear(8, 12, bias=bias), torch.randn(shape)
-    torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=1e-5, atol=1e-6)
+    layer, x = nn.Linear(256, 256, bias=bias), torch.randn(shape)
+    assert 140 * layer.weight.numel() >= SMALL_PRODUCT  # so many rows are oneDNN's
+    torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=1e-5, atol=1e-5)
     for activation in (nn.GELU(), nn.GELU("tanh"), nn.ReLU()):
         expected = activation(layer(x))
-        torch.testing.assert_close(apply_linear(layer, x, activation), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(apply_linear(layer, x, activation), expected, rtol=1e-5, atol=1e-5)
         bare = linear(x, layer.weight, layer.bias, activation)
-        torch.testing.assert_close(bare, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(bare, expected, rtol=1e-5, atol=1e-5)
 
 
 class Doubled(nn.Linear):

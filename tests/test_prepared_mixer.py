@@ -7,7 +7,7 @@ from torch import nn
 
 from segment_anything import Prompt, load_sam
 from segment_anything.modeling import DrawnPromptEncoder, Sam
-from segment_anything.modeling.linear import linear
+from segment_anything.modeling.linear import FEW_ROWS, SMALL_PRODUCT, linear
 from segment_anything.modeling.prepared_decoder import same_everywhere
 from segment_anything.modeling.prepared_mixer import Drawn, PreparedMixer, can_mix, draw, mix
 from segment_anything.modeling.prepared_upscaler import Upscaler
@@ -128,18 +128,13 @@ def test_masks_are_upscaled_in_every_type(dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), nn.Hardswish(), nn.ReLU(), nn.SiLU(), None])
-@pytest.mark.parametrize(
-    ("few_rows", "small_product"), [(64, 0), (0, 64 * 16 * 24), (0, 0)], ids=["few rows", "small", "oneDNN"]
-)
-def test_a_product_with_its_activation_is_the_two_in_turn(
-    activation: nn.Module | None, few_rows: int, small_product: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("segment_anything.modeling.linear.FEW_ROWS", few_rows)
-    monkeypatch.setattr("segment_anything.modeling.linear.SMALL_PRODUCT", small_product)
-    x, weight, bias = torch.randn(5, 7, 16), torch.randn(24, 16), torch.randn(24)
+@pytest.mark.parametrize(("rows", "width"), [(35, 16), (140, 16), (140, 256)], ids=["few rows", "small", "oneDNN"])
+def test_a_product_with_its_activation_is_the_two_in_turn(activation: nn.Module | None, rows: int, width: int) -> None:
+    assert (rows > FEW_ROWS, rows * width**2 >= SMALL_PRODUCT) == (rows == 140, width == 256)
+    x, weight, bias = torch.randn(rows // 7, 7, width), torch.randn(width, width), torch.randn(width)
     expected = nn.functional.linear(x, weight, bias)
     expected = expected if activation is None else activation(expected)
-    torch.testing.assert_close(linear(x, weight, bias, activation), expected)
+    torch.testing.assert_close(linear(x, weight, bias, activation), expected, rtol=1e-5, atol=1e-4)
 
 
 @torch.no_grad()

@@ -327,8 +327,22 @@ def two_layers() -> nn.Sequential:
         lambda model: model.load_state_dict(two_layers().state_dict(), assign=True),
         lambda model: nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity()),
         lambda model: model[0].register_parameter("bias", None),
+        lambda model: model[0].add_module("first", nn.ReLU()),  # where no module was
     ],
-    ids=["write", "parameter", "data", "buffer", "type", "append", "exchange", "load", "assign", "adapt", "drop"],
+    ids=[
+        "write",
+        "parameter",
+        "data",
+        "buffer",
+        "type",
+        "append",
+        "exchange",
+        "load",
+        "assign",
+        "adapt",
+        "drop",
+        "add",
+    ],
 )
 @torch.no_grad()
 def test_a_change_of_weights_or_modules_is_noticed(change: Callable[[nn.Module], object]) -> None:
